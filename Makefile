@@ -1,0 +1,53 @@
+# One command for each habit. Needs Python 3.11 or newer (with venv and pip), make and git; everything else goes to .venv.
+
+PYTHON ?= python3
+WORKERS ?= logical
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint check demo migration wheel clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+
+setup: $(READY) ## a virtual environment in .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "outbox needs Python 3.11 or newer, this is %d.%d. Try: make setup PYTHON=python3.13" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: setup ## every test, on SQLite and on a Postgres of its own (one folder: only=pure)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal tests/$(only)
+
+lint: setup ## format, ruff, mypy strict, the rings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+check: lint test ## am I done? what CI runs
+
+demo: setup ## see it: receiver, producer and worker in one terminal
+	$(BIN)/python -m outbox.testing.demo
+
+migration: setup ## write the next migration from tables.py: make migration name="add a column"
+	@test -n '$(name)' || { echo 'make migration name="what it does"'; exit 2; }
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && set -e && \
+	number=$$(printf 'outbox_%04d' $$(( $$(ls migrations/versions/*.py 2>/dev/null | wc -l) + 1 ))) && \
+	sed -e 's|%(here)s|$(CURDIR)|' -e "s|^sqlalchemy.url.*|sqlalchemy.url = sqlite:///$$scratch/outbox.db|" alembic.ini > "$$scratch/alembic.ini" && \
+	$(BIN)/alembic -c "$$scratch/alembic.ini" upgrade heads && \
+	$(BIN)/alembic -c "$$scratch/alembic.ini" revision --autogenerate --rev-id "$$number" -m '$(name)'
+
+wheel: setup ## source archive and wheel, into dist/
+	$(BIN)/python -m build -q --no-isolation
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find outbox migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +

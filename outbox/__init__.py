@@ -1,0 +1,84 @@
+"""A durable store-and-forward outbox: what must be sent rests next to the data it belongs to, until the other side has it."""
+
+from typing import TYPE_CHECKING, Any
+
+from outbox.ambient import Ambient
+from outbox.app import Outbox
+from outbox.database import prepare
+from outbox.destinations import Credentials, Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
+from outbox.errors import (
+    ConfigurationError,
+    DurabilityWarning,
+    Fault,
+    FileChanged,
+    FileMissing,
+    KeyConflict,
+    NoAnswer,
+    NoSuchMessage,
+    NotDurable,
+    NotSent,
+    OutboxError,
+    Refused,
+    SchemaError,
+    SpoolError,
+    TransportError,
+    UnknownDestination,
+)
+from outbox.model import Enqueued, File, Lane, SpooledFile, State
+from outbox.policy import Policy
+from outbox.secret import Secret, env, secret_file
+from outbox.spool import DirectorySpool, Spool
+
+if TYPE_CHECKING:
+    from outbox.worker import Worker
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ambient",
+    "ConfigurationError",
+    "Credentials",
+    "Destination",
+    "DirectorySpool",
+    "DurabilityWarning",
+    "EnosAttributes",
+    "EnosEvents",
+    "EnosMeasurePoints",
+    "Enqueued",
+    "Fault",
+    "File",
+    "FileChanged",
+    "FileMissing",
+    "KeyConflict",
+    "Lane",
+    "NoAnswer",
+    "NoSuchMessage",
+    "NotDurable",
+    "NotSent",
+    "Outbox",
+    "OutboxError",
+    "Policy",
+    "Refused",
+    "SchemaError",
+    "Secret",
+    "Spool",
+    "SpoolError",
+    "SpooledFile",
+    "State",
+    "Token",
+    "TransportError",
+    "UnknownDestination",
+    "Worker",
+    "env",
+    "prepare",
+    "secret_file",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Worker is imported when it is asked for: a producer needs no scheduler."""
+    if name == "Worker":
+        from outbox.worker import Worker
+
+        return Worker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,38 @@
+"""Time, dice and names: whatever differs on every run."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+
+def utc_now() -> datetime:
+    """The wall clock, as an aware instant."""
+    return datetime.now(UTC)
+
+
+def uuid7(milliseconds: int | None = None) -> str:
+    """A time-ordered UUID (RFC 9562, version 7) as 32 hexadecimal digits.
+
+    The 74 random bits come from the operating system, not from `random`, whose state forked processes share.
+    """
+    stamp = time.time_ns() // 1_000_000 if milliseconds is None else milliseconds
+    noise = int.from_bytes(os.urandom(10), "big")
+    high = (stamp & (1 << 48) - 1) << 80 | 7 << 76 | (noise >> 68 & 0xFFF) << 64
+    low = 0b10 << 62 | noise & (1 << 62) - 1
+    return uuid.UUID(int=high | low).hex
+
+
+@dataclass(frozen=True)
+class Ambient:
+    """The only door to time, randomness and identity; tests hand in their own."""
+
+    now: Callable[[], datetime] = utc_now
+    monotonic: Callable[[], float] = time.monotonic
+    new_id: Callable[[], str] = uuid7
+    random: Callable[[], float] = random.random

@@ -1,0 +1,286 @@
+"""`Outbox`: the composition root, enqueue and the operator's verbs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.orm import Session, scoped_session
+
+from outbox import intake
+from outbox.ambient import Ambient
+from outbox.database import Database, not_power_safe
+from outbox.destinations.base import Destination
+from outbox.errors import (
+    ConfigurationError,
+    DurabilityWarning,
+    Fault,
+    FileMissing,
+    KeyConflict,
+    NotDurable,
+    OutboxError,
+    Refused,
+    SpoolError,
+    UnknownDestination,
+)
+from outbox.model import Attachment, Enqueued, FileSource, Lane, SpooledFile, State
+from outbox.policy import SWEEP_GRACE
+from outbox.spool.base import Oversize, Spool
+from outbox.spool.directory import DirectorySpool
+from outbox.store import arriving, keeping
+
+#: Rows looked at in one transaction of housekeeping.
+_HANDFUL = 500
+
+
+class Outbox:
+    """A database, a spool and the destinations; what a program enqueues through and a worker works on.
+
+    `database` is a URL, or an engine on the database that the program uses itself. `spool` is a directory or a Spool. `roots`
+    are the directories that paths given to `enqueue` must lie in; none means anywhere. `durability` says what happens when a
+    caller's connection would lose a commit at a power cut: "warn" once, "strict" refuses, "ignore" is for tests.
+
+    Making one opens nothing: not the database, not the spool, not the network.
+    """
+
+    def __init__(
+        self,
+        database: str | URL | Engine,
+        *,
+        spool: str | os.PathLike[str] | Spool,
+        destinations: Iterable[Destination],
+        roots: Iterable[str | os.PathLike[str]] = (),
+        durability: Literal["warn", "strict", "ignore"] = "warn",
+        ambient: Ambient | None = None,
+    ) -> None:
+        self.database = Database(database)
+        self.spool_store: Spool = DirectorySpool(spool) if isinstance(spool, str | os.PathLike) else spool
+        self.ambient = ambient or Ambient()
+        self.destinations: dict[str, Destination] = {}
+        for destination in destinations:
+            if destination.name in self.destinations:
+                raise ConfigurationError(f"two destinations are named {destination.name!r}")
+            self.destinations[destination.name] = destination
+        self._roots = tuple(Path(root).resolve() for root in roots)
+        if durability not in ("warn", "strict", "ignore"):
+            raise ConfigurationError(f"expected durability to be 'warn', 'strict' or 'ignore', got {durability!r}")
+        self._durability = durability
+        self._warn_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Outbox({self.database!r}, destinations={sorted(self.destinations)})"
+
+    def destination(self, name: str) -> Destination:
+        """A destination by name. Raises UnknownDestination, which lists those that are declared."""
+        try:
+            return self.destinations[name]
+        except (KeyError, TypeError):
+            raise UnknownDestination(name, self.destinations) from None
+
+    def enqueue(
+        self,
+        session: Session | Connection | scoped_session[Any],
+        destination: str,
+        payload: Any,
+        *,
+        files: Mapping[str, FileSource] | None = None,
+        key: str | None = None,
+        ordering_key: str | None = None,
+        due_at: datetime | None = None,
+        lane: Lane | str | None = None,
+    ) -> Enqueued:
+        """Add a message inside the caller's transaction: it is due when that commits, and never was if it rolls back.
+
+        Files are copied into the spool and synced before the first statement. `key` names the message, once for each
+        destination: enqueued again with the same content it returns the message that is there (`new` is False), with other
+        content it raises KeyConflict. Messages with the same `ordering_key` are delivered in commit order. `due_at` is when to
+        try first (aware; default now), `lane` which queue to wait in (default: normal, or large for big files).
+
+        Raises Refused with every fault found, before anything is written; UnknownDestination; KeyConflict; SpoolError when the
+        spool cannot take a file; NotDurable with durability="strict". The transaction stays usable after each of them.
+        """
+        if not isinstance(session, Session | Connection | scoped_session):
+            raise TypeError(f"expected a SQLAlchemy Session or Connection, got {type(session).__name__}")
+        request = intake.examine(
+            self.destination(destination), payload, files or {}, key, ordering_key, due_at, lane, self._roots
+        )
+        connection = session if isinstance(session, Connection) else session.connection()
+        self._mind_durability(connection)
+        now = self.ambient.now()
+        attachments, fresh = self._spool_all(request)
+        try:
+            return self._insert(connection, request, attachments, {file.name for file in fresh}, now)
+        except BaseException:
+            self._drop(fresh)
+            raise
+
+    def spool(self, source: FileSource) -> SpooledFile:
+        """Copy a file into the spool ahead of a transaction, to keep that short, or for several messages to share.
+
+        Takes what `files=` of `enqueue` takes. Call it before your transaction writes: it has a short one of its own.
+        """
+        found = intake.offer("file", source, self._roots)
+        if not isinstance(found, intake.Offered):
+            raise Refused(found)
+        if isinstance(found.source, SpooledFile):
+            return found.source
+        spooled = self._copy(found, None)
+        try:
+            with self.database.begin() as connection:
+                now = self.ambient.now()
+                arriving.add_file(connection, spooled, now, free_at=now + SWEEP_GRACE)
+        except BaseException:
+            self._drop([spooled])
+            raise
+        return spooled
+
+    def sweep(self, grace: timedelta = SWEEP_GRACE) -> int:
+        """Set aside files in the spool that no row vouches for and that are older than `grace`; returns how many.
+
+        Such files are left by rolled-back transactions and killed producers. They can be taken back for seven times the grace
+        and are deleted then. `grace` must exceed the longest transaction: zero is for a system that stands still, and deletes
+        at once.
+        """
+        now = self.ambient.now()
+        swept = 0
+        old = (entry.name for entry in self.spool_store.list() if entry.modified_at <= now - grace)
+        while names := [name for _, name in zip(range(_HANDFUL), old, strict=False)]:
+            with self.database.read() as connection:
+                rubbish = keeping.without_row(connection, names)
+            for name in sorted(rubbish):
+                self.spool_store.park(name)
+                swept += 1
+        # What was parked just now carries the present time, so a clean with a grace of zero takes it too.
+        self.spool_store.clean(self.ambient.now() - grace, self.ambient.now() - 7 * grace)
+        return swept
+
+    def free_files(self) -> int:
+        """Delete the bytes of files whose messages were delivered an hour ago and that nothing else needs; returns how many.
+
+        Also those spooled ahead a day ago and never given to a message.
+        """
+        now = self.ambient.now()
+        with self.database.read() as connection:
+            if not keeping.files_to_free(connection, now, 1):
+                return 0
+        with self.database.begin() as connection:
+            due = keeping.files_to_free(connection, now, _HANDFUL)
+            needed = keeping.still_needed(connection, due)
+            going = [name for name in due if name not in needed]
+            keeping.keep(connection, needed)
+            keeping.mark_freed(connection, going, now)
+        # Only now: had the commit failed, a row would be without its bytes.
+        for name in going:
+            self.spool_store.delete(name)
+        return len(going)
+
+    def close(self) -> None:
+        """Close our own connections; the caller's are the caller's."""
+        self.database.close()
+
+    def _mind_durability(self, connection: Connection) -> None:
+        if self._durability == "ignore":
+            return
+        fault = not_power_safe(connection, arriving.TAKE_WRITE_LOCK)
+        if fault is None:
+            return
+        if self._durability == "strict":
+            raise NotDurable(fault)
+        with self._warn_lock:
+            if self._durability == "warn":
+                self._durability = "ignore"
+                warnings.warn(fault, DurabilityWarning, stacklevel=3)
+
+    def _spool_all(self, request: intake.Request) -> tuple[list[Attachment], list[SpooledFile]]:
+        """Every file of a request at rest in the spool, and those of them that were copied just now."""
+        attachments: list[Attachment] = []
+        fresh: list[SpooledFile] = []
+        try:
+            for offered in request.files:
+                if isinstance(offered.source, SpooledFile):
+                    file = offered.source
+                    try:
+                        self.spool_store.touch(file.name)
+                    except FileMissing:
+                        raise SpoolError(_spool_again(offered.name)) from None
+                else:
+                    file = self._copy(offered, request.destination.file_limit)
+                    fresh.append(file)
+                attachments.append(Attachment(offered.name, file, offered.filename, offered.content_type))
+        except BaseException:
+            self._drop(fresh)
+            raise
+        return attachments, fresh
+
+    def _copy(self, offered: intake.Offered, limit: int | None) -> SpooledFile:
+        source = intake.open_source(offered)
+        ours = source is not offered.source
+        try:
+            copied = self.spool_store.put(self.ambient.new_id(), source, limit)
+        except Oversize as error:
+            raise Refused(
+                [Fault(f"files.{offered.name}", f"has more than {error.limit} bytes, which is the most allowed")]
+            ) from None
+        finally:
+            if ours:
+                source.close()
+        return SpooledFile(copied.name, copied.size, copied.sha256, copied.md5, offered.filename)
+
+    def _insert(
+        self,
+        connection: Connection,
+        request: intake.Request,
+        attachments: Sequence[Attachment],
+        fresh: set[str],
+        now: datetime,
+    ) -> Enqueued:
+        file_bytes = sum(each.file.size for each in attachments)
+        large = request.size + file_bytes > request.destination.policy.large_over
+        new = arriving.NewMessage(
+            destination=request.destination.name,
+            lane=request.lane or (Lane.LARGE if large else Lane.NORMAL),
+            key=request.key or self.ambient.new_id(),
+            payload=request.text,
+            digest=intake.digest(request.text, attachments),
+            size=request.size,
+            file_bytes=file_bytes,
+            files=len(attachments),
+            created_at=now,
+            due_at=request.due_at or now,
+            clock_plausible=intake.plausible(now),
+        )
+        for each in attachments:
+            if each.file.name not in fresh and not arriving.use_file(connection, each.file.name, now):
+                raise SpoolError(_spool_again(each.name))
+        place = arriving.next_in_stream(connection, new, request.ordering_key) if request.ordering_key else None
+        message_id = arriving.add_message(connection, new, place)
+        if message_id is None:
+            known = arriving.named(connection, new.destination, new.key)
+            if known is None:
+                raise OutboxError(f"key {new.key!r} is being enqueued by another transaction; try again")
+            if known.digest != new.digest:
+                raise KeyConflict(new.destination, new.key, known.id)
+            self._drop(each.file for each in attachments if each.file.name in fresh)
+            return Enqueued(known.id, False, known.state)
+        for each in attachments:
+            if each.file.name in fresh:
+                arriving.add_file(connection, each.file, now)
+        arriving.attach(connection, message_id, attachments)
+        return Enqueued(message_id, True, State.PENDING)
+
+    def _drop(self, files: Iterable[SpooledFile]) -> None:
+        """Remove copies that no row refers to; what cannot be removed now, a sweep finds."""
+        for file in files:
+            with contextlib.suppress(SpoolError):
+                self.spool_store.delete(file.name)
+
+
+def _spool_again(name: str) -> str:
+    return f"the spooled file given as {name!r} has been freed since; spool it again"

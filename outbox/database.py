@@ -1,0 +1,221 @@
+"""Opening a database, being woken by it, caring for it; the one file that knows which one it is."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError
+
+from outbox.errors import ConfigurationError
+
+#: Seconds a SQLite writer waits for its turn.
+_BUSY_TIMEOUT = 60
+#: Workers checkpoint far more often than this; it only bounds the WAL (about 80 MB) while none is running. SQLite before
+#: 3.51.3 can lose a race between two checkpointers, so in the normal course of things there is only one.
+_AUTOCHECKPOINT_PAGES = 20_000
+#: The execution option of a transaction that only reads.
+_READS = "outbox_reads"
+
+
+def connect(url: str | URL) -> Engine:
+    """An engine of our own for a database URL.
+
+    SQLite: WAL with synchronous=FULL, so that a commit survives a power cut, and transactions that take the write lock when
+    they begin, so that a transaction never fails halfway with "database is locked". Postgres: any driver of SQLAlchemy's.
+    Raises ConfigurationError for a URL that is none, or for another database.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            "cannot read the database URL; expected something like sqlite:///outbox.db or postgresql+psycopg://user@host/name"
+        ) from None
+    name = parsed.get_backend_name()
+    if name == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise ConfigurationError("an outbox needs a database file: a SQLite database in memory is lost with its process")
+        # One connection is the process's place in the queue for SQLite's write lock: threads wait for it in turn, instead of
+        # racing each other through the busy handler, which is not fair.
+        engine = create_engine(parsed, hide_parameters=True, pool_size=1, max_overflow=0, pool_timeout=2 * _BUSY_TIMEOUT)
+        _begin_immediate(engine)
+        prepare(engine)
+        return engine
+    if name == "postgresql":
+        try:
+            return create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"the driver for {parsed.drivername} is not installed ({error.name}); pip install 'durable-outbox[postgres]'"
+            ) from None
+    raise ConfigurationError(f"expected a SQLite or Postgres database, got {name!r}")
+
+
+def prepare(engine: Engine) -> Engine:
+    """Set up a caller's own engine so that what it commits survives a power cut; returns it.
+
+    On SQLite each new connection gets WAL, synchronous=FULL, a patient busy timeout and foreign keys. How its transactions
+    begin is not changed: readers stay readers. On Postgres there is nothing to do.
+    """
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def set_up(connection: Any, _record: Any) -> None:
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000}")
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA synchronous = FULL")
+            cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
+            cursor.execute("PRAGMA journal_size_limit = 67108864")
+            cursor.close()
+
+        engine.dispose()
+    return engine
+
+
+def _begin_immediate(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def hand_over(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver leaves transactions to us
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get(_READS, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+class Database:
+    """Our engine on one database, opened when it is first used and dropped in a forked child.
+
+    Given a caller's engine, a SQLite database is opened anew, since how transactions begin is a matter of the engine; a
+    Postgres engine is used as it is.
+    """
+
+    def __init__(self, given: str | URL | Engine) -> None:
+        self._given = given.url if isinstance(given, Engine) and given.dialect.name == "sqlite" else given
+        self._engine: Engine | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        url = self._given.url if isinstance(self._given, Engine) else make_url(self._given)
+        return f"Database({url.render_as_string(hide_password=True)})"
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None or self._pid != os.getpid():
+            with self._lock:
+                if self._engine is not None and self._pid != os.getpid():
+                    # The pool's connections are the parent's: using or closing them here would corrupt its work.
+                    self._engine.dispose(close=False)
+                    self._engine = None
+                if self._engine is None:
+                    self._engine = self._given if isinstance(self._given, Engine) else connect(self._given)
+                    self._pid = os.getpid()
+        return self._engine
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One short transaction: committed at the end, rolled back on an exception."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction that only reads: on SQLite it waits for no writer and makes none wait."""
+        with self.engine.connect().execution_options(**{_READS: True}) as connection, connection.begin():
+            yield connection
+
+    def checkpoint(self) -> None:
+        """SQLite: move the WAL into the database file without making anyone wait. Elsewhere nothing."""
+        if self.engine.dialect.name == "sqlite":
+            raw = self.engine.raw_connection()
+            try:
+                raw.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").close()
+            finally:
+                raw.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        if self._engine is not None:
+            self._engine.dispose(close=self._pid == os.getpid())
+            self._engine = None
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file, or None for a server."""
+        url = self.engine.url
+        return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
+def insert_or_nothing(connection: Connection, table: Table) -> Any:
+    """An INSERT that does nothing where a unique row exists already.
+
+    Never a savepoint instead: on a plain SQLite session rolling one back commits the caller's work.
+    """
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table).on_conflict_do_nothing()
+
+
+def insert_or_update(connection: Connection, table: Table, key: list[str], change: dict[str, Any]) -> Any:
+    """An INSERT that makes `change` where a row with the same `key` columns exists already."""
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table).on_conflict_do_update(index_elements=key, set_=change)
+
+
+def lock_for_migration(connection: Connection) -> None:
+    """Nobody else migrates this database before the transaction ends. SQLite's write lock is ours already."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(7814920365110)"))
+
+
+def not_power_safe(connection: Connection, take_write_lock: Any) -> str | None:
+    """Why a commit on this connection might not survive a power cut, and the remedy; None when it does.
+
+    Asked once for each connection of the driver's: it remembers. On SQLite `take_write_lock`, a statement that writes nothing,
+    goes first: a transaction that begins by reading could fail with "database is locked" at its first write.
+    """
+    known: dict[str, Any] = connection.info
+    if "outbox.power_safe" not in known:
+        if connection.dialect.name == "sqlite":
+            connection.execute(take_write_lock)
+            journal = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar()).lower()
+            synchronous = int(connection.exec_driver_sql("PRAGMA synchronous").scalar() or 0)
+            known["outbox.power_safe"] = _sqlite_fault(journal, synchronous)
+        elif connection.dialect.name == "postgresql":
+            settings: dict[str, str] = dict(connection.execute(_POSTGRES_SETTINGS).tuples().all())
+            known["outbox.power_safe"] = _postgres_fault(settings)
+        else:
+            raise ConfigurationError(f"expected a SQLite or Postgres connection, got {connection.dialect.name!r}")
+    fault: str | None = known["outbox.power_safe"]
+    return fault
+
+
+_POSTGRES_SETTINGS = text(
+    "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit')"
+)
+
+
+def _sqlite_fault(journal: str, synchronous: int) -> str | None:
+    full, extra = 2, 3
+    safe = synchronous >= extra or (synchronous == full and journal in ("wal", "truncate"))
+    if safe and journal not in ("memory", "off"):
+        return None
+    return (
+        f"SQLite with journal_mode={journal} and synchronous={synchronous} may lose the last commit at a power cut; "
+        "call outbox.prepare(engine) once for your engine (WAL with synchronous=FULL)"
+    )
+
+
+def _postgres_fault(settings: dict[str, str]) -> str | None:
+    off = [name for name in ("fsync", "full_page_writes", "synchronous_commit") if settings.get(name) == "off"]
+    if not off:
+        return None
+    return f"Postgres with {', '.join(off)} switched off may lose commits at a power cut; switch them on"

@@ -1,0 +1,7 @@
+"""What to say to a destination, and what its answer means."""
+
+from outbox.destinations.base import Credentials, Destination
+from outbox.destinations.enos import EnosAttributes, EnosEvents, EnosMeasurePoints
+from outbox.destinations.token import Token
+
+__all__ = ["Credentials", "Destination", "EnosAttributes", "EnosEvents", "EnosMeasurePoints", "Token"]

@@ -1,0 +1,120 @@
+"""What every destination is: an address, limits, how to speak to it and how to read its answers."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from outbox.errors import ConfigurationError, Fault
+from outbox.model import Batch, Draft, Message
+from outbox.policy import Policy
+from outbox.transport import Answer, Transport, Upload
+from outbox.verdict import Facts, Retry, Verdict
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
+
+
+class Credentials(Protocol):
+    """What lets us in. Asked for when a request is about to be sent, so nothing of it is ever kept in a row."""
+
+    def headers(self, transport: Transport, now: datetime, monotonic: float) -> Mapping[str, str]:
+        """The headers that authorise a request.
+
+        Raises TransportError when a service they come from does not answer, CredentialsRefused when it says no.
+        """
+
+    def renew(self) -> None:
+        """The destination did not accept them: get new ones next time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination(ABC):
+    """A place that takes uploads. Subclasses say two things, both pure: `encode` and `judge`."""
+
+    name: str
+    url: str
+    policy: Policy = field(default_factory=Policy)
+    allow_plain_http: bool = False  #: http:// is refused without it: tokens and data would travel in the clear
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigurationError(
+                "expected a destination's name to be 1 to 100 of a-z 0-9 _ . -, beginning with a letter or digit, "
+                f"got {self.name!r}"
+            )
+        check_url(self.url, self.allow_plain_http, f"destination {self.name}")
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What lets us in, if anything is needed."""
+        return None
+
+    @property
+    def text_limit(self) -> int | None:
+        """Bytes that the messages of one request may add to its text part together; None for no limit."""
+        return None
+
+    @property
+    def file_limit(self) -> int | None:
+        """Bytes of one file, at most; None for no limit."""
+        return None
+
+    def check(self, draft: Draft) -> list[Fault]:
+        """Everything that is wrong with a message, found at the door; empty when it may be enqueued."""
+        return []
+
+    def weigh(self, draft: Draft) -> int:
+        """Bytes that a message adds to the text part of a request, at most."""
+        return len(draft.text.encode())
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Upload:
+        """The request that carries a batch: the same for the same batch, whenever and wherever it is made."""
+
+    @abstractmethod
+    def judge(self, answer: Answer, batch: Batch, now: datetime) -> Verdict:
+        """What an answer means for the batch."""
+
+
+def check_url(url: str, allow_plain_http: bool, owner: str) -> None:
+    """Raises ConfigurationError unless `url` is an address that uploads may go to."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise ConfigurationError(f"{owner}: expected a URL that begins with https://, got {url!r}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigurationError(f"{owner}: the URL must hold no user name, password, query or fragment")
+    if parts.scheme == "http" and not allow_plain_http:
+        raise ConfigurationError(
+            f"{owner}: {url!r} would send data and token in the clear; use https://, or say allow_plain_http=True"
+        )
+
+
+def retry_after(answer: Answer, now: datetime) -> float | None:
+    """The wait an answer asks for, in seconds: the Retry-After header as a number or as a date."""
+    value = answer.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(min(int(value[:9]), 10**8))
+    try:
+        when = parsedate_to_datetime(value)
+        return max(0.0, (when - now).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def redirected(answer: Answer) -> Retry:
+    """A redirect is never followed: a POST would turn into a GET, or our token would go to another host."""
+    target = urlsplit(answer.headers.get("location", ""))
+    where = f" to {target.scheme}://{target.hostname}{target.path}" if target.hostname else ""
+    return Retry(Facts(answer.status, text=f"redirected{where}; redirects are not followed: set the final address"))
+
+
+def one(batch: Batch) -> Message:
+    """The message of a batch of one."""
+    (message,) = batch.messages
+    return message

@@ -1,0 +1,325 @@
+"""The EnOS "Upload Events" API and its two siblings: events, measure points and attributes, with files.
+
+Sources: the vendor's API page and requests recorded from its Java SDK. One code answers for the whole request. Batching is
+our choice: the page and its sample show several structs in one request, of several devices.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import urlencode
+
+from outbox import payload
+from outbox.destinations.base import Credentials, Destination, redirected, retry_after
+from outbox.destinations.token import Token
+from outbox.errors import ConfigurationError, Fault
+from outbox.model import Attachment, Batch, Draft, Message, Reason
+from outbox.multipart import FieldPart, FilePart, Part
+from outbox.transport import Answer, Upload
+from outbox.verdict import Delivered, Facts, NotSent, Reject, Retry, Verdict, cleaned
+
+log = logging.getLogger("outbox.enos")
+
+_PATH = "/connect-service/v2.1/integration"
+_LOCAL = "local://"
+_VERSION = "1.1"
+#: What surrounds the messages and the files map in the text part, at most.
+_ENVELOPE = 256
+#: A safe extension is kept on the wire; the true one travels in the JSON.
+_SAFE_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,16}")
+_LONGEST_TRANSFER_NAME = "f" * 32 + "-" + "9" * 19 + "-" + "9" * 6 + "." + "x" * 16
+
+_SUCCESS = frozenset({0, 200})  # documented as 0; the sample on the same page shows 200
+_RENEW = frozenset({401, 497})
+_RENEW_APIM = frozenset({4011, 4012})
+_CREDENTIALS = frozenset({403, 498, 99403, 1009})
+_TOO_LARGE = frozenset({413, 1008})
+_ACCUSE = frozenset({99400, 99404, 1204, 1206, 1212, 1220, 1251, 1257, 1260, 11404})
+
+
+class Action(NamedTuple):
+    """One of the sibling APIs: same address, same body, same answer."""
+
+    query: str
+    method: str
+    member: str
+    timed: bool
+    reference_depths: frozenset[int]  #: how deep below the struct a `local://` may stand
+
+
+EVENT = Action("postEvent", "integration.event.post", "events", True, frozenset({3}))
+MEASURE_POINT = Action("postMeasurepoint", "integration.measurepoint.post", "measurepoints", True, frozenset({2, 3}))
+ATTRIBUTE = Action("postAttribute", "integration.attribute.post", "attributes", False, frozenset({2, 3}))
+
+
+class Reference(NamedTuple):
+    """A place in a struct that stands for a file: `local://` and an attachment's name."""
+
+    path: payload.Path
+    name: str
+
+    @property
+    def feature(self) -> str:
+        """The event, point or attribute that the file belongs to."""
+        return str(self.path[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnosEvents(Destination):
+    """Events of devices. A message is one struct: `assetId`, or `productKey` and `deviceKey`; `time`; `events`.
+
+    A file stands in the struct as `local://name`, the value of an event's parameter; `files={"name": path}` gives it. What is
+    said of each file, and the names they travel under, are filled in here.
+    """
+
+    action: ClassVar[Action] = EVENT
+
+    org_id: str
+    token: Token | None = None  #: None sends no token: for a receiver that wants none
+    realtime: bool = True  #: False marks data that is integrated late
+    max_message_bytes: int = 512_000  #: of the text part; documented as "512 KB", and 524,288 is refused
+    max_file_bytes: int = 100_000_000  #: of one file; documented as "100 MB"
+    file_length_as_string: bool = False  #: as the vendor's SDK writes it; its page says a number
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.org_id or payload.has_controls(self.org_id):
+            raise ConfigurationError(
+                f"destination {self.name}: expected org_id to be the organisation's id, got {self.org_id!r}"
+            )
+        if self.max_message_bytes <= _ENVELOPE or self.max_file_bytes < 0:
+            raise ConfigurationError(
+                f"destination {self.name}: max_message_bytes or max_file_bytes is too small to send anything"
+            )
+
+    @property
+    def credentials(self) -> Credentials | None:
+        return self.token
+
+    @property
+    def text_limit(self) -> int:
+        return self.max_message_bytes - _ENVELOPE
+
+    @property
+    def file_limit(self) -> int:
+        return self.max_file_bytes
+
+    def check(self, draft: Draft) -> list[Fault]:
+        struct = draft.payload
+        if not isinstance(struct, dict):
+            return [Fault("payload", f"expected an object with a device, a time and {self.action.member}")]
+        return [
+            *self._unknown_members(struct),
+            *_device_faults(struct),
+            *self._time_faults(struct),
+            *self._member_faults(struct),
+            *self._reference_faults(struct, draft),
+        ]
+
+    def weigh(self, draft: Draft) -> int:
+        entries = 0
+        for reference in _references(draft.payload):
+            attached = draft.files.get(reference.name, "")
+            entry = self._entry(draft.payload, reference, _LONGEST_TRANSFER_NAME, attached, 10**18, "0" * 32)
+            # Once as the entry's name, once in place of the producer's name, and the marks between.
+            entries += len(payload.text(entry).encode()) + 2 * len(_LONGEST_TRANSFER_NAME) + 4
+        return len(draft.text.encode()) + 1 + entries
+
+    def encode(self, batch: Batch) -> Upload:
+        entries: dict[str, dict[str, Any]] = {}
+        files: list[Part] = []
+        structs = [self._struct(message, entries, files) if message.attachments else message.text for message in batch.messages]
+        head = {
+            "method": self.action.method,
+            # Correlation only: the answer does not repeat it, and nothing is recognised by it.
+            "id": str(batch.messages[0].id),
+            "version": _VERSION,
+            "isRealtimeIntegration": self.realtime,
+            "files": entries,
+        }
+        body = f'{payload.text(head)[:-1]},"params":[{",".join(structs)}]}}'.encode()
+        query = urlencode({"action": self.action.query, "orgId": self.org_id})
+        return Upload(f"{self.url.rstrip('/')}{_PATH}?{query}", [FieldPart("enos-message", body), *files])
+
+    def judge(self, answer: Answer, batch: Batch, now: datetime) -> Verdict:
+        if 300 <= answer.status < 400:
+            return redirected(answer)
+        document = payload.believed(answer.body) if answer.whole else None
+        code = payload.integer(document.get("code")) if document else None
+        facts = _facts(answer, document, code)
+        if answer.status == 413 or code in _TOO_LARGE:
+            return Reject(facts, Reason.TOO_LARGE)
+        if code in _SUCCESS:
+            if not 200 <= answer.status < 300:
+                return Retry(facts, retry_after(answer, now))
+            if code == 200:
+                _note_code_200()
+            return Delivered(facts) if answer.sent_whole else NotSent(facts)
+        apim_status = payload.integer(document.get("apim_status")) if document else None
+        if code in _RENEW or apim_status in _RENEW_APIM or (code is None and answer.status == 401):
+            return Retry(facts, renew=True, credentials=True)
+        if code in _CREDENTIALS:
+            return Retry(facts, credentials=True)
+        if code in _ACCUSE:
+            return Reject(facts)
+        return Retry(facts, retry_after(answer, now))
+
+    def _unknown_members(self, struct: dict[str, Any]) -> Iterator[Fault]:
+        known = ["assetId", "productKey", "deviceKey", self.action.member, *(["time"] if self.action.timed else [])]
+        for name in struct:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                yield Fault(str(name), f"is not a member of this message; {hint}")
+
+    def _time_faults(self, struct: dict[str, Any]) -> Iterator[Fault]:
+        if not self.action.timed:
+            return
+        time = struct.get("time")
+        if "time" not in struct:
+            yield Fault("time", "is missing; expected milliseconds since 1970 as an integer")
+        elif not isinstance(time, int) or isinstance(time, bool):
+            yield Fault("time", f"expected milliseconds since 1970 as an integer, got {time!r}")
+        elif not 0 <= time < 2**63:
+            yield Fault("time", f"expected milliseconds since 1970, got {time}")
+
+    def _member_faults(self, struct: dict[str, Any]) -> Iterator[Fault]:
+        name = self.action.member
+        member = struct.get(name)
+        if not isinstance(member, dict) or not member:
+            yield Fault(name, f"expected an object with at least one of the device's {name}")
+            return
+        for feature, value in member.items():
+            if isinstance(feature, str) and not feature.strip():
+                yield Fault(name, "a name in it is empty")
+            if self.action is EVENT and not isinstance(value, dict):
+                yield Fault(f"{name}.{feature}", "expected an object of the event's parameters")
+
+    def _reference_faults(self, struct: dict[str, Any], draft: Draft) -> Iterator[Fault]:
+        used = set()
+        for reference in _references(struct):
+            where = payload.shown(reference.path)
+            if not self._may_stand_at(reference.path):
+                yield Fault(where, f"a file cannot stand here; {_places(self.action)}")
+            elif reference.name not in draft.files:
+                yield Fault(where, f"refers to a file {reference.name!r} that is not given in files=")
+            used.add(reference.name)
+        for name in draft.files.keys() - used:
+            yield Fault(f"files.{name}", f"is not referred to; put {_LOCAL}{name} where it belongs in the payload")
+
+    def _may_stand_at(self, path: payload.Path) -> bool:
+        """Whether a file may stand there: for events only as a parameter's own value, so not in an array."""
+        right_depth = path[0] == self.action.member and len(path) in self.action.reference_depths
+        return right_depth and (self.action is not EVENT or isinstance(path[-1], str))
+
+    def _struct(self, message: Message, entries: dict[str, dict[str, Any]], files: list[Part]) -> str:
+        """A message's struct with the names its files travel under; the files and what is said of them are added."""
+        struct = json.loads(message.text)
+        attached = {each.name: each for each in message.attachments}
+        for number, reference in enumerate(_references(struct)):
+            attachment = attached[reference.name]
+            name = _transfer_name(message, number, attachment)
+            file = attachment.file
+            entries[name] = self._entry(struct, reference, name, attachment.filename, file.size, file.md5)
+            files.append(FilePart("enos-file", name, file, headers={"Content-MD5": file.md5}))
+            container = struct
+            for step in reference.path[:-1]:
+                container = container[step]
+            container[reference.path[-1]] = _LOCAL + name
+        return payload.text(struct)
+
+    def _entry(
+        self, struct: dict[str, Any], reference: Reference, name: str, filename: str, size: int, md5: str
+    ) -> dict[str, Any]:
+        device = ("assetId",) if "assetId" in struct else ("productKey", "deviceKey")
+        return {
+            "featureId": reference.feature,
+            **{key: struct.get(key) for key in device},
+            "fileName": name,
+            "originalFilename": filename,
+            "fileExt": "." + filename.rpartition(".")[2] if "." in filename else "",
+            "fileLength": str(size) if self.file_length_as_string else size,
+            "md5": md5,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnosMeasurePoints(EnosEvents):
+    """Measure points of devices: like EnosEvents, with `measurepoints` in place of `events`.
+
+    A file may be a point's value, one level inside a struct, or an element of an array.
+    """
+
+    action: ClassVar[Action] = MEASURE_POINT
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnosAttributes(EnosEvents):
+    """Attributes of devices: like EnosMeasurePoints, with `attributes` and without a `time`."""
+
+    action: ClassVar[Action] = ATTRIBUTE
+
+
+def _places(action: Action) -> str:
+    if action is EVENT:
+        return "it is the value of an event's parameter"
+    return f"it is a value in {action.member}, or one level inside it"
+
+
+def _references(struct: object) -> list[Reference]:
+    """Every `local://` in a struct, in the order of the JSON."""
+    return [Reference(path, text.removeprefix(_LOCAL)) for path, text in payload.strings(struct) if text.startswith(_LOCAL)]
+
+
+def _device_faults(struct: dict[str, Any]) -> Iterator[Fault]:
+    asset = "assetId" in struct
+    pair = [name for name in ("productKey", "deviceKey") if name in struct]
+    if asset and pair:
+        yield Fault("assetId", "expected one way to name the device: assetId, or productKey and deviceKey, not both")
+    elif not asset and not pair:
+        yield Fault("assetId", "no device is named; expected assetId, or productKey and deviceKey")
+    elif len(pair) == 1:
+        other = "deviceKey" if pair == ["productKey"] else "productKey"
+        yield Fault(other, f"is missing; {pair[0]} names a device only together with it")
+    for name in ("assetId", *pair) if asset else pair:
+        value = struct[name]
+        if not isinstance(value, str) or not value.strip():
+            yield Fault(name, f"expected a string that is not empty, got {value!r}")
+        elif payload.has_controls(value):
+            yield Fault(name, "holds control characters")
+
+
+def _transfer_name(message: Message, number: int, attachment: Attachment) -> str:
+    """The name a file travels under: the same on every try, and unique although two producers attach `image.jpg`.
+
+    The first part keeps it unique across outboxes, as the vendor's random names are; the rest within a request, where one
+    spooled file may travel for several messages or twice in one.
+    """
+    extension = _SAFE_EXTENSION.fullmatch("." + attachment.filename.rpartition(".")[2]) if "." in attachment.filename else None
+    return f"{attachment.file.name}-{message.id}-{number}{extension.group() if extension else ''}"
+
+
+def _facts(answer: Answer, document: dict[str, Any] | None, code: int | None) -> Facts:
+    if document is None or code is None:
+        words = cleaned(answer.body.decode("utf-8", "replace").strip(), 500)
+        return Facts(answer.status, None, f"no answer in the EnOS envelope: {words}" if words else "an empty answer")
+    text, request_id = document.get("msg"), document.get("requestId")
+    return Facts(
+        answer.status,
+        code,
+        cleaned(text) if isinstance(text, str) else None,
+        cleaned(request_id, 255) if isinstance(request_id, str) else None,
+    )
+
+
+@functools.cache
+def _note_code_200() -> None:
+    log.info("the destination confirms with code 200 where its documentation says 0; both count as delivered")

@@ -1,0 +1,122 @@
+"""Everything outbox raises on purpose.
+
+OutboxError
+├── ConfigurationError     an outbox, destination, spool or worker was set up wrongly
+├── Refused                bad input, refused at the door; carries every fault found
+│   └── UnknownDestination nobody declared that name; says which are declared
+├── KeyConflict            this key already names other content
+├── NotDurable             the caller's connection would lose a commit at a power cut
+├── SchemaError            the database is not migrated, or newer than this code
+├── NoSuchMessage          no message has that id or key
+├── SpoolError             the spool could not take or give a file
+│   ├── FileMissing        a spooled file is not there
+│   └── FileChanged        a spooled file is not what was enqueued
+└── TransportError         a request got no answer
+    ├── NotSent            and its declared length did not go out in full
+    └── NoAnswer           although its whole body went out: the outcome is unknown
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with an input: where, and what to do about it."""
+
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}" if self.path else self.text
+
+
+class OutboxError(Exception):
+    """The root of everything outbox raises on purpose."""
+
+
+class ConfigurationError(OutboxError):
+    """An outbox, destination, spool or worker was set up wrongly."""
+
+
+class Refused(OutboxError, ValueError):
+    """Bad input, refused before anything was written; the caller's transaction is still usable.
+
+    `faults` holds every fault that was found, not only the first.
+    """
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(str(fault) for fault in self.faults))
+
+
+class UnknownDestination(Refused):
+    """Nobody declared a destination of that name."""
+
+    def __init__(self, name: str, declared: Iterable[str]) -> None:
+        self.name = name
+        self.declared = tuple(sorted(declared))
+        known = ", ".join(self.declared) or "none"
+        super().__init__([Fault("", f"no destination named {name!r}; declared: {known}")])
+
+
+class KeyConflict(OutboxError, ValueError):
+    """The key already names a message with other content; nothing was written."""
+
+    def __init__(self, destination: str, key: str, message_id: int) -> None:
+        self.destination = destination
+        self.key = key
+        self.message_id = message_id
+        super().__init__(
+            f"key {key!r} already names message {message_id} of destination {destination!r} with other content; "
+            "use another key, or enqueue exactly the same payload and files again"
+        )
+
+
+class NotDurable(OutboxError):
+    """With durability="strict": the caller's connection would lose a commit at a power cut."""
+
+
+class DurabilityWarning(UserWarning):
+    """With durability="warn": the caller's connection would lose a commit at a power cut."""
+
+
+class SchemaError(OutboxError):
+    """The database is not migrated, or newer than this code."""
+
+
+class NoSuchMessage(OutboxError, LookupError):
+    """No message has that id or key."""
+
+
+class SpoolError(OutboxError):
+    """The spool could not take or give a file."""
+
+
+class FileMissing(SpoolError):
+    """A spooled file is not there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"spooled file {name} is missing")
+
+
+class FileChanged(SpoolError):
+    """A spooled file is not what was enqueued."""
+
+    def __init__(self, name: str, how: str) -> None:
+        self.name = name
+        super().__init__(f"spooled file {name} is not what was enqueued: {how}")
+
+
+class TransportError(OutboxError):
+    """A request got no answer."""
+
+
+class NotSent(TransportError):
+    """The declared length of the request did not go out in full: the other side cannot have it."""
+
+
+class NoAnswer(TransportError):
+    """The whole request went out and no complete answer came back: the outcome is unknown."""

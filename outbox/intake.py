@@ -1,0 +1,212 @@
+"""The door: a message and its files are checked, and refused with every fault at once, before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from outbox import payload as json_payload
+from outbox.destinations.base import Destination
+from outbox.errors import Fault, Refused
+from outbox.model import Attachment, Draft, File, FileSource, Lane, SpooledFile
+
+KEY_LIMIT = 255
+NAME_LIMIT = 255
+OCTETS = "application/octet-stream"
+
+_CONTENT_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NONE = re.compile(r"(?<![A-Za-z0-9])None(?![A-Za-z0-9])")
+#: Before this, a clock is taken to have not been set yet.
+_CLOCK_FLOOR = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A file at the door, looked at and not yet copied."""
+
+    name: str
+    source: Path | bytes | BinaryIO | SpooledFile
+    filename: str
+    content_type: str
+    size: int | None  #: None for a stream: only copying tells
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `enqueue` was asked for, found to be in order."""
+
+    destination: Destination
+    text: str
+    size: int
+    files: tuple[Offered, ...]
+    key: str | None
+    ordering_key: str | None
+    due_at: datetime | None
+    lane: Lane | None
+
+
+def plausible(now: datetime) -> bool:
+    """Whether a clock can be believed: a machine without a battery wakes up in 1970."""
+    return now >= _CLOCK_FLOOR
+
+
+def examine(
+    destination: Destination,
+    payload: object,
+    files: Mapping[str, FileSource],
+    key: str | None,
+    ordering_key: str | None,
+    due_at: object,
+    lane: object,
+    roots: Sequence[Path],
+) -> Request:
+    """The request in order, or Refused with all its faults. Reads no file's content."""
+    faults = list(json_payload.faults(payload))
+    faults += _key_faults("key", key)
+    faults += _key_faults("ordering_key", ordering_key)
+    if due_at is not None and (not isinstance(due_at, datetime) or due_at.tzinfo is None):
+        faults.append(Fault("due_at", f"expected a datetime with a time zone, got {due_at!r}"))
+    if lane is not None and lane not in list(Lane):
+        faults.append(Fault("lane", f"no lane named {str(lane)!r}; known: {', '.join(Lane)}"))
+    offered: list[Offered] = []
+    for name, source in files.items():
+        found = offer(name, source, roots)
+        if isinstance(found, Offered):
+            offered.append(found)
+            limit = destination.file_limit
+            if limit is not None and found.size is not None and found.size > limit:
+                faults.append(Fault(f"files.{name}", f"has {found.size} bytes; {destination.name} takes at most {limit}"))
+        else:
+            faults += found
+    given = {str(name): "" for name in files} | {each.name: each.filename for each in offered}
+    # The destination looks even at what is not quite JSON, so that all faults come out together.
+    faults += destination.check(Draft(payload, "", given))
+    if faults:
+        raise Refused(list(dict.fromkeys(faults)))
+    text = json_payload.text(payload)
+    size = destination.weigh(Draft(payload, text, given, {each.name: each.size for each in offered}))
+    limit = destination.text_limit
+    if limit is not None and size > limit:
+        raise Refused([Fault("payload", f"makes {size} bytes of a request's text; {destination.name} takes at most {limit}")])
+    when = due_at if isinstance(due_at, datetime) else None
+    return Request(destination, text, size, tuple(offered), key, ordering_key, when, Lane(str(lane)) if lane else None)
+
+
+def digest(text: str, attachments: Sequence[Attachment]) -> str:
+    """What a repeated key must match: the payload, and each file's name and bytes; wherever the file came from."""
+    sha256 = hashlib.sha256(text.encode())
+    for each in sorted(attachments, key=lambda attachment: attachment.name):
+        sha256.update(b"\0".join(part.encode() for part in ("", each.name, each.filename, each.content_type, each.file.sha256)))
+    return sha256.hexdigest()
+
+
+def open_source(offered: Offered) -> BinaryIO:
+    """The bytes to copy. A path is opened once, without following a link put there meanwhile, and looked at again.
+
+    Raises Refused when it is not the regular file any more that was looked at.
+    """
+    source = offered.source
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if not isinstance(source, Path):
+        return cast("BinaryIO", source)
+    path = f"files.{offered.name}"
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(source, flags | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise Refused([Fault(path, f"cannot be read: {error.strerror}")]) from None
+    opened = os.fdopen(descriptor, "rb", buffering=0)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not os.path.samestat(os.fstat(descriptor), os.lstat(source)):
+        opened.close()
+        raise Refused([Fault(path, "was exchanged while it was being read")])
+    return opened
+
+
+def _key_faults(what: str, key: object) -> list[Fault]:
+    if key is None:
+        return []
+    if not isinstance(key, str):
+        return [Fault(what, f"expected a string, got {key!r}")]
+    faults = []
+    if not 0 < len(key) <= KEY_LIMIT:
+        faults.append(Fault(what, f"expected 1 to {KEY_LIMIT} characters, got {len(key)}"))
+    if json_payload.has_controls(key):
+        faults.append(Fault(what, "holds control characters"))
+    if _NONE.search(key):
+        faults.append(
+            Fault(what, f"{key[:60]!r} seems to be made from a None; flush the session first, so that the id is there")
+        )
+    return faults
+
+
+def offer(name: object, source: object, roots: Sequence[Path]) -> Offered | list[Fault]:
+    """A file at the door, or what is wrong with it."""
+    where = f"files.{name}"
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT:
+        return [Fault("files", f"expected a name of 1 to {NAME_LIMIT} characters, got {name!r}"[:200])]
+    if json_payload.has_controls(name):
+        return [Fault("files", f"the name {name!r} holds control characters")]
+    filename: str | None = None
+    content_type = OCTETS
+    found = source
+    if isinstance(source, File):
+        found, filename, content_type = source.source, source.filename, source.content_type or OCTETS
+    faults = []
+    if not _CONTENT_TYPE.fullmatch(content_type):
+        faults.append(Fault(where, f"{content_type[:60]!r} is not a content type such as image/jpeg"))
+    size: int | None = None
+    taken: Path | bytes | BinaryIO | SpooledFile
+    match found:
+        case SpooledFile():
+            taken, filename, size = found, filename or found.filename or name, found.size
+        case bytes() | bytearray() | memoryview():
+            taken = bytes(found)
+            filename, size = filename or name, len(taken)
+        case str() | os.PathLike():
+            looked = _look(where, os.fspath(found), roots)
+            if isinstance(looked, Fault):
+                return [*faults, looked]
+            filename = filename or Path(os.fspath(found)).name
+            taken, size = looked
+        case io.TextIOBase():
+            return [*faults, Fault(where, "is open as text; open it with mode 'rb'")]
+        case _ if callable(getattr(found, "read", None)):
+            taken, filename = cast(BinaryIO, found), filename or name
+        case _:
+            return [
+                *faults,
+                Fault(where, f"expected a path, bytes, a binary stream or a SpooledFile, got {type(found).__name__}"),
+            ]
+    if not 0 < len(filename) <= NAME_LIMIT:
+        faults.append(Fault(where, f"expected a file name of 1 to {NAME_LIMIT} characters, got {len(filename)}"))
+    if json_payload.has_controls(filename):
+        faults.append(Fault(where, f"its file name {filename!r} holds control characters"))
+    return faults or Offered(name, taken, filename, content_type, size)
+
+
+def _look(where: str, given: str | bytes, roots: Sequence[Path]) -> tuple[Path, int] | Fault:
+    """The real path of a readable regular file inside the allowed roots, and its size."""
+    try:
+        path = Path(os.fsdecode(given)).resolve(strict=True)
+        found = path.stat()
+    except (OSError, ValueError, RuntimeError) as error:
+        return Fault(where, f"cannot be read: {getattr(error, 'strerror', None) or 'it is not a usable path'}")
+    if roots and not any(path.is_relative_to(root) for root in roots):
+        return Fault(where, "is outside the allowed roots")
+    if not stat.S_ISREG(found.st_mode):
+        return Fault(
+            where,
+            "is not a regular file but a " + ("directory" if stat.S_ISDIR(found.st_mode) else "device, pipe or socket"),
+        )
+    if not os.access(path, os.R_OK):
+        return Fault(where, "cannot be read: permission denied")
+    return path, found.st_size

@@ -1,0 +1,149 @@
+"""What a message is, and the five states it can be in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, BinaryIO
+
+
+class State(StrEnum):
+    """Where a message is in its life."""
+
+    PENDING = "pending"  #: waiting for due_at, or for its destination: new, snoozed and retrying alike
+    CLAIMED = "claimed"  #: one live worker is trying it; it comes back by record, release or rescue
+    DELIVERED = "delivered"  #: final: the destination said yes
+    DEAD = "dead"  #: final: given up for the reason kept with it; replay starts it afresh
+    CANCELLED = "cancelled"  #: final: withdrawn by a person while it was pending
+
+
+FINAL = frozenset({State.DELIVERED, State.DEAD, State.CANCELLED})
+
+
+class Lane(StrEnum):
+    """Which queue of its destination a message waits in; served in a fixed weighted turn."""
+
+    EXPRESS = "express"  #: alarms: before everything else
+    NORMAL = "normal"  #: the default
+    BULK = "bulk"  #: replays and backfills: when the others leave room
+    LARGE = "large"  #: big files, with senders of their own, so that nothing small waits behind them
+
+
+class Reason(StrEnum):
+    """Why a message is dead."""
+
+    REJECTED = "rejected"  #: the destination refused it, and it travelled alone
+    EXHAUSTED = "exhausted"  #: it failed max_failures times while its destination served others
+    EXPIRED = "expired"  #: its expires_at passed
+    FILE_MISSING = "file_missing"  #: an attachment is gone from the spool
+    FILE_CHANGED = "file_changed"  #: an attachment is not the bytes that were enqueued
+    TOO_LARGE = "too_large"  #: alone, and still more than the destination takes
+    OUTCOME_UNKNOWN = "outcome_unknown"  #: max_unknown tries ended without an answer
+
+
+class Outcome(StrEnum):
+    """What became of a delivery, and of one message's attempt in it."""
+
+    DELIVERED = "delivered"  #: the destination has it
+    RETRY = "retry"  #: refused or failed through no fault of the message
+    REJECT = "reject"  #: the message, or the batch it was in, was refused
+    UNKNOWN = "unknown"  #: the whole body went out and no answer was understood, or the worker is gone
+    NOT_SENT = "not_sent"  #: the declared length did not go out in full
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledFile:
+    """Bytes at rest in the spool: their name there, length in bytes and digests (lower-case hex).
+
+    Made by `outbox.spool(...)`, and may be attached to any number of messages.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    md5: str
+    filename: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file to attach, with the name and type the receiver shall see.
+
+    `source` is a path, bytes, a binary stream read from where it stands, or a SpooledFile.
+    """
+
+    source: str | os.PathLike[str] | bytes | BinaryIO | SpooledFile
+    filename: str | None = None
+    content_type: str | None = None
+
+
+FileSource = str | os.PathLike[str] | bytes | BinaryIO | SpooledFile | File
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file's place in a message: the producer's name for it, and the spooled bytes."""
+
+    name: str
+    file: SpooledFile
+    filename: str
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message at the door: what a destination checks and weighs before anything is written.
+
+    `sizes` has the length in bytes of each attachment by name, or None where only copying will tell.
+    """
+
+    payload: Any
+    text: str
+    files: Mapping[str, str] = field(default_factory=dict)  #: attachment name -> file name shown to the receiver
+    sizes: Mapping[str, int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What `enqueue` returns: the message's id, whether this call made it, and its state."""
+
+    id: int
+    new: bool
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A claimed message, as a destination and the state machine see it."""
+
+    id: int
+    key: str
+    text: str
+    attempt: int
+    failures: int
+    unknowns: int
+    batch_limit: int | None
+    size: int
+    file_bytes: int
+    attachments: tuple[Attachment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One delivery's worth of messages: what travels in one upload request."""
+
+    delivery: int
+    worker: str
+    destination: str
+    lane: Lane
+    messages: tuple[Message, ...]
+    started_at: datetime
+    probe: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of text and files in this batch, without the form around them."""
+        return sum(message.size + message.file_bytes for message in self.messages)

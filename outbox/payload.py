@@ -1,0 +1,103 @@
+"""JSON: what may go in, and what is believed when it comes back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from outbox.errors import Fault
+
+#: Nesting that a payload, or an answer, may have.
+DEPTH = 32
+
+Path = tuple[str | int, ...]
+
+
+def shown(path: Path) -> str:
+    """A path as people write it: `events.crack.sizes[2]`."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def has_controls(text: str) -> bool:
+    """Whether a name holds control characters (C0, DEL, C1) or half a surrogate pair."""
+    return any(letter < " " or "\x7f" <= letter <= "\x9f" or "\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def faults(value: object, path: Path = ()) -> Iterator[Fault]:
+    """Everything in a value that is not JSON, with its path."""
+    match value:
+        case None | bool() | int():
+            return
+        case str():
+            if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+                yield Fault(shown(path), "holds half of a surrogate pair, which no UTF-8 text can carry")
+        case float():
+            if not math.isfinite(value):
+                yield Fault(shown(path), f"{value} is not JSON; leave the member out or send null")
+        case dict() | list() | tuple():
+            if len(path) >= DEPTH:
+                yield Fault(shown(path[:4]) + "…", f"is nested more than {DEPTH} deep")
+                return
+            steps = value.items() if isinstance(value, dict) else enumerate(value)
+            for step, member in steps:
+                if isinstance(value, dict) and not isinstance(step, str):
+                    yield Fault(shown(path), f"the name {step!r} is not a string")
+                elif isinstance(step, str) and has_controls(step):
+                    yield Fault(shown(path), f"the name {step!r} holds control characters")
+                else:
+                    yield from faults(member, (*path, step))
+        case _:
+            yield Fault(shown(path), f"a {type(value).__name__} is not JSON; turn it into a string or a number first")
+
+
+def text(value: object) -> str:
+    """Compact JSON, as it travels and rests. Raises ValueError for what `faults` would report."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def strings(value: object, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Every string in a JSON value, with its path, as deep as a payload may go."""
+    if isinstance(value, str):
+        yield path, value
+    elif len(path) > DEPTH:
+        return
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            yield from strings(member, (*path, name))
+    elif isinstance(value, list | tuple):
+        for index, member in enumerate(value):
+            yield from strings(member, (*path, index))
+
+
+def believed(body: bytes) -> dict[str, Any] | None:
+    """An answer's JSON object; None when it is anything else, repeats a name, or plays tricks with numbers or depth."""
+    try:
+        document = json.loads(body.decode("utf-8"), object_pairs_hook=_unrepeated, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def integer(value: object) -> int | None:
+    """An integer given as a number or as decimal digits; nothing else counts as one."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return value
+    if isinstance(value, str) and len(value) < 19 and value.removeprefix("-").isascii() and value.removeprefix("-").isdigit():
+        return int(value)
+    return None
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a name is repeated")
+    return document
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

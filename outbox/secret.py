@@ -1,0 +1,78 @@
+"""A value that is read when it is used and never shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from outbox.errors import ConfigurationError
+
+
+class Secret:
+    """A late-bound secret: `reveal()` reads it anew each time, so a rotated one is seen without a restart.
+
+    Its repr names the place it comes from, never the value.
+    """
+
+    __slots__ = ("_read", "_source")
+
+    def __init__(self, source: str, read: Callable[[], str]) -> None:
+        self._source = source
+        self._read = read
+
+    def reveal(self) -> str:
+        """The value, stripped of surrounding white space.
+
+        Raises ConfigurationError, naming the source and never the value, when it is absent, empty or not printable ASCII:
+        such a value would break a header and show up in the error about it.
+        """
+        value = self._read().strip()
+        if not value:
+            raise ConfigurationError(f"the secret from {self._source} is empty")
+        if not (value.isascii() and value.isprintable()):
+            raise ConfigurationError(f"the secret from {self._source} holds characters that are not printable ASCII")
+        return value
+
+    def __repr__(self) -> str:
+        return f"Secret({self._source})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Secret is not pickled")
+
+
+def env(name: str) -> Secret:
+    """A secret from an environment variable, read when it is used."""
+
+    def read() -> str:
+        try:
+            return os.environ[name]
+        except KeyError:
+            raise ConfigurationError(f"environment variable {name} is not set; it should hold a secret") from None
+
+    return Secret(f"environment variable {name}", read)
+
+
+def secret_file(path: str | os.PathLike[str]) -> Secret:
+    """A secret from a file (a mounted secret, systemd's LoadCredential), read when it is used."""
+
+    def read() -> str:
+        try:
+            return Path(path).read_text("utf-8")
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ConfigurationError(f"cannot read the secret file {os.fspath(path)}: {reason}") from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"the secret file {os.fspath(path)} is not UTF-8 text") from None
+
+    return Secret(f"file {os.fspath(path)}", read)
+
+
+def literal(value: str) -> Secret:
+    """A secret given in code; prefer `env` or `secret_file`."""
+    return Secret("a literal", lambda: value)
+
+
+def as_secret(value: Secret | str) -> Secret:
+    """A string wrapped so that no repr or traceback shows it; a Secret as it is."""
+    return literal(value) if isinstance(value, str) else value

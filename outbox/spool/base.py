@@ -1,0 +1,66 @@
+"""What a spool must do; names are ours, 32 hexadecimal digits, never a user's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from typing import BinaryIO, NamedTuple, Protocol
+
+from outbox.errors import SpoolError
+from outbox.model import SpooledFile
+
+_NAME = re.compile(r"[0-9a-f]{32}")
+
+
+class SpoolEntry(NamedTuple):
+    """A file found in the spool."""
+
+    name: str
+    modified_at: datetime
+
+
+class Spool(Protocol):
+    """Bytes by name. Every method raises SpoolError, or a subclass, when it cannot do what it says."""
+
+    def put(self, name: str, source: BinaryIO, limit: int | None = None) -> SpooledFile:
+        """Copy `source` to its end under a fresh name; when this returns, the bytes survive a power cut.
+
+        Raises Oversize when there are more than `limit` bytes. Whatever goes wrong, nothing is left under that name.
+        """
+
+    def open(self, name: str) -> BinaryIO:
+        """The bytes, for reading. Raises FileMissing."""
+
+    def size(self, name: str) -> int:
+        """Length in bytes. Raises FileMissing."""
+
+    def touch(self, name: str) -> None:
+        """Mark as used now, so that no sweep takes it for rubbish. Raises FileMissing."""
+
+    def delete(self, name: str) -> None:
+        """Remove; a missing file is no error."""
+
+    def list(self) -> Iterator[SpoolEntry]:
+        """Every file that a row may refer to, in no order."""
+
+    def park(self, name: str) -> None:
+        """Set aside a file that no row seems to refer to; `open` still finds it."""
+
+    def clean(self, unfinished_before: datetime, parked_before: datetime) -> int:
+        """Delete what an interrupted `put` left before the first instant, and what was parked before the second."""
+
+
+class Oversize(SpoolError):
+    """The source has more bytes than allowed."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"the file has more than {limit} bytes")
+
+
+def checked_name(name: str) -> str:
+    """A name that is ours; anything else (a row edited to `../../x`) raises SpoolError."""
+    if not _NAME.fullmatch(name):
+        raise SpoolError(f"{name!r} is not the name of a spooled file")
+    return name

@@ -1,0 +1,200 @@
+"""A spool in a local directory.
+
+    spool/4f/…4f        files at rest, spread over 256 folders by the last two digits of their names
+    spool/.unfinished/  files being written
+    spool/.swept/       files that no row referred to when they were swept
+
+The order that a power cut must not break: write, fsync the file, rename, fsync the folder; the row comes after all that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from outbox.errors import FileMissing, SpoolError
+from outbox.model import SpooledFile
+from outbox.spool.base import Oversize, SpoolEntry, checked_name
+
+_BLOCK = 256 * 1024
+#: Dirty pages are pushed out this often, so that the final fsync has little left to do.
+_WRITE_BACK = 16 * 1024 * 1024
+
+
+class DirectorySpool:
+    """Files in a local directory, private to its owner (0700, files 0600). Not for network file systems."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).absolute()
+        self._unfinished = self.root / ".unfinished"
+        self._swept = self.root / ".swept"
+        self._durable: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"DirectorySpool({str(self.root)!r})"
+
+    def prepare(self) -> None:
+        """Create the directories, durably. Doing it again is no error."""
+        try:
+            for folder in (self.root, self._unfinished, self._swept):
+                self._make_durable(folder)
+        except OSError as error:
+            raise SpoolError(f"cannot create the spool {self.root}: {error.strerror}") from error
+
+    def put(self, name: str, source: BinaryIO, limit: int | None = None) -> SpooledFile:
+        final = self._path(name)
+        unfinished = self._unfinished / name
+        try:
+            self._make_durable(self._unfinished)
+            descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+            try:
+                with os.fdopen(descriptor, "wb", buffering=0) as target:
+                    spooled = _copy(name, source, target.fileno(), limit)
+                    # A failed fsync is never tried again on the same file: the kernel may have dropped the pages.
+                    os.fsync(target.fileno())
+                self._make_durable(final.parent)
+                unfinished.rename(final)
+                _sync_folder(final.parent)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    unfinished.unlink()
+                with contextlib.suppress(OSError):
+                    final.unlink()
+                raise
+        except OSError as error:
+            raise SpoolError(f"cannot spool a file in {self.root}: {error.strerror or error}") from error
+        return spooled
+
+    def open(self, name: str) -> BinaryIO:
+        path = self._find(name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+        except FileNotFoundError:
+            raise FileMissing(name) from None
+        except OSError as error:
+            raise SpoolError(f"cannot read spooled file {name}: {error.strerror}") from error
+        return os.fdopen(descriptor, "rb", buffering=0)
+
+    def size(self, name: str) -> int:
+        try:
+            return self._find(name).stat().st_size
+        except FileNotFoundError:
+            raise FileMissing(name) from None
+
+    def touch(self, name: str) -> None:
+        try:
+            os.utime(self._find(name))
+        except FileNotFoundError:
+            raise FileMissing(name) from None
+        except OSError as error:
+            raise SpoolError(f"cannot touch spooled file {name}: {error.strerror}") from error
+
+    def delete(self, name: str) -> None:
+        try:
+            self._path(name).unlink(missing_ok=True)
+            (self._swept / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise SpoolError(f"cannot delete spooled file {name}: {error.strerror}") from error
+
+    def list(self) -> Iterator[SpoolEntry]:
+        if not self.root.is_dir():
+            return
+        for folder in sorted(self.root.iterdir()):
+            if len(folder.name) == 2 and not folder.is_symlink() and folder.is_dir():
+                yield from _entries(folder)
+
+    def park(self, name: str) -> None:
+        try:
+            self._make_durable(self._swept)
+            # The time of parking, not of the last use, is what the parked file's keeping counts from.
+            os.utime(self._path(name))
+            self._path(name).rename(self._swept / name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise SpoolError(f"cannot set aside spooled file {name}: {error.strerror}") from error
+
+    def clean(self, unfinished_before: datetime, parked_before: datetime) -> int:
+        removed = 0
+        for folder, before in ((self._unfinished, unfinished_before), (self._swept, parked_before)):
+            if not folder.is_dir():
+                continue
+            for entry in _entries(folder):
+                if entry.modified_at <= before:
+                    (folder / entry.name).unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+    def _path(self, name: str) -> Path:
+        return self.root / checked_name(name)[-2:] / name
+
+    def _find(self, name: str) -> Path:
+        """Where a file is now: at rest, or taken back from the swept ones."""
+        path = self._path(name)
+        parked = self._swept / name
+        if not path.exists() and parked.exists():
+            self._make_durable(path.parent)
+            with contextlib.suppress(FileNotFoundError):
+                parked.rename(path)
+        return path
+
+    def _make_durable(self, folder: Path) -> None:
+        """A folder that is there and survives a power cut, checked once in the life of this process.
+
+        That it exists is not enough: another process may have made it a moment ago and not yet synced its parent.
+        """
+        if folder in self._durable and folder.is_dir():
+            return
+        missing = [folder, *(parent for parent in folder.parents if not parent.exists())]
+        for part in reversed(missing):
+            part.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(PermissionError):  # a parent that we may not read was not made by us
+                _sync_folder(part.parent)
+        self._durable.add(folder)
+
+
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _copy(name: str, source: BinaryIO, target: int, limit: int | None) -> SpooledFile:
+    sha256 = hashlib.sha256()
+    md5 = hashlib.md5(usedforsecurity=False)  # the EnOS wire asks for it, as a checksum
+    size = pushed = 0
+    while block := source.read(_BLOCK):
+        size += len(block)
+        if limit is not None and size > limit:
+            raise Oversize(limit)
+        sha256.update(block)
+        md5.update(block)
+        rest = memoryview(block)
+        while rest:
+            rest = rest[os.write(target, rest) :]
+        if size - pushed >= _WRITE_BACK and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(target, pushed, size - pushed, os.POSIX_FADV_DONTNEED)
+            pushed = size
+    return SpooledFile(name, size, sha256.hexdigest(), md5.hexdigest())
+
+
+def _entries(folder: Path) -> Iterator[SpoolEntry]:
+    """Our own files in a folder; foreign ones, links and folders are left alone."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            with contextlib.suppress(FileNotFoundError, SpoolError):
+                if entry.is_file(follow_symlinks=False):
+                    modified = entry.stat(follow_symlinks=False).st_mtime
+                    yield SpoolEntry(checked_name(entry.name), datetime.fromtimestamp(modified, UTC))
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows has no fsync of a directory; NTFS journals the rename
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,13 @@
+"""Every SQL statement, in the order of a message's life.
+
+    arriving   enqueue: stream, message, files
+    door       the destination's patience, shared by every worker
+    claiming   claim: the oldest due messages become one worker's
+    recording  record: what the answer made of them
+    living     workers: beat, gone, rescue, release
+    keeping    the spool's rows: what may be freed, what is rubbish
+    looking    status, list, show
+
+Functions of a connection; they open no transaction: the verbs do, visibly. Locks are taken in the order worker, destination,
+stream, message; a statement that locks several messages skips locked ones or takes them in the order of their ids.
+"""

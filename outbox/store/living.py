@@ -1,0 +1,82 @@
+"""Workers: beats, who is gone, and the deliveries they leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import Connection, insert, select, update
+
+from outbox.model import Message
+from outbox.tables import claimed, delivery, message, worker
+
+
+class LeftBehind(NamedTuple):
+    """A delivery that nobody holds any more, with the messages still claimed for it."""
+
+    id: int
+    destination: str
+    worker: str
+    size: int
+    messages: tuple[Message, ...]
+
+
+def register(connection: Connection, worker_id: str, host: str, pid: int, now: datetime) -> None:
+    """A worker's row; its identity is new at every start."""
+    values = {"id": worker_id, "host": host[:255], "pid": pid, "started_at": now, "beat": 0, "beat_at": now}
+    connection.execute(insert(worker).values(values | {"gone": False, "stop_asked": False}))
+
+
+def beat(connection: Connection, worker_id: str, now: datetime) -> bool:
+    """Raise a worker's beat; False when it was declared gone."""
+    statement = update(worker).where(worker.c.id == worker_id, worker.c.gone.is_(False))
+    return connection.execute(statement.values(beat=worker.c.beat + 1, beat_at=now)).rowcount == 1
+
+
+def leave(connection: Connection, worker_id: str) -> None:
+    """A worker that ends in order says so itself."""
+    connection.execute(update(worker).where(worker.c.id == worker_id).values(gone=True))
+
+
+def beats(connection: Connection) -> dict[str, int]:
+    """The beat of every worker that is not gone."""
+    rows = connection.execute(select(worker.c.id, worker.c.beat).where(worker.c.gone.is_(False)))
+    return dict(rows.tuples().all())
+
+
+def declare_gone(connection: Connection, worker_id: str, seen: int) -> bool:
+    """Declare a worker gone if its beat is still the one that was seen."""
+    still = (worker.c.id == worker_id, worker.c.beat == seen, worker.c.gone.is_(False))
+    return connection.execute(update(worker).where(*still).values(gone=True)).rowcount == 1
+
+
+def deliveries_of_the_gone(connection: Connection, limit: int) -> list[int]:
+    """Unfinished deliveries whose worker is gone, or has no row at all."""
+    alive = select(worker.c.id).where(worker.c.gone.is_(False))
+    statement = select(delivery.c.id).where(delivery.c.finished_at.is_(None), delivery.c.worker.not_in(alive))
+    return list(connection.execute(statement.order_by(delivery.c.id).limit(limit)).scalars())
+
+
+def deliveries_of(connection: Connection, worker_id: str) -> list[int]:
+    """Unfinished deliveries of a worker."""
+    mine = (delivery.c.finished_at.is_(None), delivery.c.worker == worker_id)
+    return list(connection.execute(select(delivery.c.id).where(*mine).order_by(delivery.c.id)).scalars())
+
+
+def left_behind(connection: Connection, ids: Collection[int]) -> list[LeftBehind]:
+    """Unfinished deliveries with the messages that are still claimed for them."""
+    columns = (delivery.c.id, delivery.c.destination, delivery.c.worker, delivery.c.messages)
+    open_ones = connection.execute(select(*columns).where(delivery.c.id.in_(ids), delivery.c.finished_at.is_(None)))
+    found = []
+    for row in open_ones.all():
+        # claimed_by goes first: it is what the small index of claimed messages is on.
+        held = (message.c.claimed_by == row.worker, claimed, message.c.delivery_id == row.id)
+        counters = (message.c.attempt, message.c.failures, message.c.unknowns, message.c.batch_limit)
+        statement = select(message.c.id, message.c.key, *counters).where(*held).order_by(message.c.id)
+        messages = tuple(
+            Message(each.id, each.key, "", each.attempt, each.failures, each.unknowns, each.batch_limit, 0, 0)
+            for each in connection.execute(statement)
+        )
+        found.append(LeftBehind(row.id, row.destination, row.worker, row.messages, messages))
+    return found

@@ -1,0 +1,141 @@
+"""Status, list, show: what an operator sees."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, and_, func, or_, select
+
+from outbox.model import Lane, State
+from outbox.tables import (
+    attachment,
+    attempt,
+    claimed,
+    dead,
+    delivery,
+    destination,
+    file,
+    in_stream,
+    loose,
+    message,
+    pending,
+    stream,
+    worker,
+)
+
+
+def alive(connection: Connection) -> int:
+    """How many workers are not gone."""
+    return connection.execute(select(func.count()).where(worker.c.gone.is_(False))).scalar_one()
+
+
+def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
+    """Per destination: due, waiting, claimed, dead, delivered in the last hour, oldest, and why it is stopped.
+
+    Delivered messages are counted from the deliveries: nobody counts the messages themselves.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    blank = {"due": 0, "waiting": 0, "claimed": 0, "dead": 0, "delivered_last_hour": 0, "oldest_due_at": None}
+
+    def of(name: str) -> dict[str, Any]:
+        return found.setdefault(name, dict(blank) | {"stop": None, "stop_text": None, "open_until": None, "failures": 0})
+
+    for row in connection.execute(select(destination).order_by(destination.c.name)):
+        of(row.name).update(stop=row.stop, stop_text=row.stop_text, open_until=row.open_until, failures=row.failures)
+    # A condition for each partial index, so that neither database ever walks the delivered ones.
+    for condition in (and_(pending, loose), and_(pending, in_stream)):
+        columns = (message.c.destination, func.count().label("messages"), func.min(message.c.due_at).label("oldest"))
+        for due, when in (("due", message.c.due_at <= now), ("waiting", message.c.due_at > now)):
+            for row in connection.execute(select(*columns).where(condition, when).group_by(message.c.destination)):
+                of(row.destination)[due] += row.messages
+                if due == "due":
+                    known = of(row.destination)["oldest_due_at"]
+                    of(row.destination)["oldest_due_at"] = min(filter(None, (known, row.oldest)))
+    for state, condition in ((State.CLAIMED, claimed), (State.DEAD, dead)):
+        totals = select(message.c.destination, func.count()).where(condition).group_by(message.c.destination)
+        for name, total in connection.execute(totals).tuples():
+            of(name)[state.value] = total
+    return found
+
+
+def delivered_since(connection: Connection, since: datetime) -> dict[str, int]:
+    """Messages delivered after an instant, per destination, from the newest deliveries back."""
+    total = func.sum(delivery.c.messages)
+    statement = select(delivery.c.destination, total).where(delivery.c.outcome == "delivered", delivery.c.finished_at > since)
+    rows = connection.execute(statement.group_by(delivery.c.destination)).tuples()
+    return {name: int(count) for name, count in rows}
+
+
+def spooled(connection: Connection) -> tuple[int, int]:
+    """Files at rest in the spool and their bytes, by their rows."""
+    statement = select(func.count(), func.coalesce(func.sum(file.c.size), 0)).where(file.c.freed_at.is_(None))
+    files, size = connection.execute(statement).one()
+    return int(files), int(size)
+
+
+def messages(connection: Connection, names: Collection[str], states: Collection[State], limit: int) -> Sequence[RowMapping]:
+    """Messages, newest first."""
+    columns = [column for column in message.c if column.name not in ("payload", "digest")]
+    statement = select(*columns, stream.c.ordering_key).outerjoin(stream, message.c.stream_id == stream.c.id)
+    if names:
+        statement = statement.where(message.c.destination.in_(names))
+    if states:
+        statement = statement.where(message.c.state.in_(states))
+    return connection.execute(statement.order_by(message.c.id.desc()).limit(limit)).mappings().all()
+
+
+def one(connection: Connection, id_or_key: str, name: str | None = None) -> RowMapping | None:
+    """The message of an id, or else of a key."""
+    statement = select(message, stream.c.ordering_key).outerjoin(stream, message.c.stream_id == stream.c.id)
+    if name is not None:
+        statement = statement.where(message.c.destination == name)
+    conditions = [message.c.key == id_or_key]
+    if id_or_key.isascii() and id_or_key.isdigit() and len(id_or_key) < 19:
+        conditions.insert(0, message.c.id == int(id_or_key))
+    for condition in conditions:
+        row = connection.execute(statement.where(condition).order_by(message.c.id).limit(1)).mappings().one_or_none()
+        if row is not None:
+            return row
+    return None
+
+
+def files_of(connection: Connection, message_id: int) -> Sequence[RowMapping]:
+    """A message's attachments with their spooled files, in the producer's order."""
+    columns = (
+        attachment.c.name,
+        attachment.c.filename,
+        attachment.c.content_type,
+        file.c.size,
+        file.c.sha256,
+        file.c.md5,
+    )
+    statement = select(*columns, file.c.name.label("spooled"), file.c.freed_at).join(file, attachment.c.file == file.c.name)
+    return (
+        connection.execute(statement.where(attachment.c.message_id == message_id).order_by(attachment.c.position))
+        .mappings()
+        .all()
+    )
+
+
+def attempts_of(connection: Connection, message_id: int) -> Sequence[RowMapping]:
+    """Every attempt of a message with what its delivery was answered, oldest first."""
+    told = (delivery.c.started_at, delivery.c.messages, delivery.c.bytes, delivery.c.worker, delivery.c.status)
+    more = (delivery.c.code, delivery.c.text, delivery.c.request_id)
+    statement = select(attempt, *told, *more).outerjoin(delivery, attempt.c.delivery_id == delivery.c.id)
+    return connection.execute(statement.where(attempt.c.message_id == message_id).order_by(attempt.c.number)).mappings().all()
+
+
+def left_to_do(connection: Connection, names: Collection[str], now: datetime) -> int:
+    """Messages that are due or claimed: zero means that a drain is over. Blocked streams and closed doors do not count."""
+    shut_for_now = and_(destination.c.open_until.is_not(None), destination.c.open_until > now)
+    stopped = and_(destination.c.stop.is_not(None), destination.c.stop != "credentials")
+    open_doors = select(destination.c.name).where(destination.c.name.in_(names), ~or_(shut_for_now, stopped))
+    of_open = message.c.destination.in_(open_doors)
+    free = select(func.count()).where(of_open, message.c.lane.in_(list(Lane)), pending, loose, message.c.due_at <= now)
+    ordered = select(func.count()).where(
+        stream.c.destination.in_(open_doors), stream.c.due_at <= now, stream.c.blocked_by.is_(None)
+    )
+    tried = select(func.count()).where(message.c.destination.in_(names), claimed)
+    return sum(connection.execute(each).scalar_one() for each in (free, ordered, tried))

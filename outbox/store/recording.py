@@ -1,0 +1,162 @@
+"""Record: what the answer made of each message is written, if the claim still holds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, exists, func, insert, select, update
+
+from outbox.model import FINAL, Outcome
+from outbox.store.claiming import at_head_of
+from outbox.tables import attachment, attempt, claimed, dead, delivery, file, in_stream, message, stream
+from outbox.verdict import Facts, Settlement
+
+
+def recovered(connection: Connection, name: str, ids: Collection[int]) -> set[int]:
+    """Of these messages, those after whose last failure the destination delivered something else.
+
+    Compared by delivery number, so no clock takes part.
+    """
+    since = exists().where(
+        delivery.c.destination == name, delivery.c.outcome == Outcome.DELIVERED, delivery.c.id > message.c.faulted_in
+    )
+    statement = select(message.c.id).where(message.c.id.in_(ids), message.c.faulted_in.is_not(None), since)
+    return set(connection.execute(statement).scalars())
+
+
+def record(
+    connection: Connection,
+    delivery_id: int,
+    worker_id: str,
+    settled: Mapping[int, tuple[int, Settlement]],
+    now: datetime,
+) -> set[int]:
+    """Write what became of each message (id: attempt number and settlement), if the claim still holds; the ids written.
+
+    `delivery_id` is new with every attempt, so asking for it is asking for the attempt number, for the whole set at once.
+    For the others the outcome is kept as the late one of an attempt that somebody else has ended.
+    """
+    groups: dict[Settlement, list[int]] = defaultdict(list)
+    for message_id, (_, settlement) in settled.items():
+        groups[settlement].append(message_id)
+    written: set[int] = set()
+    streams: set[int] = set()
+    for settlement, ids in groups.items():
+        statement = (
+            update(message)
+            .where(
+                message.c.id.in_(sorted(ids)),
+                claimed,
+                message.c.claimed_by == worker_id,
+                message.c.delivery_id == delivery_id,
+            )
+            .values(_changes(settlement, delivery_id, now))
+            .returning(message.c.id, message.c.stream_id)
+        )
+        for row in connection.execute(statement):
+            written.add(row.id)
+            if row.stream_id is not None:
+                streams.add(row.stream_id)
+    if written:
+        rows = [
+            {
+                "message_id": message_id,
+                "number": settled[message_id][0],
+                "delivery_id": delivery_id,
+                "finished_at": now,
+                "outcome": settled[message_id][1].outcome,
+            }
+            for message_id in sorted(written)
+        ]
+        connection.execute(insert(attempt), rows)
+    late = settled.keys() - written
+    for message_id in sorted(late):
+        connection.execute(
+            update(attempt)
+            .where(
+                attempt.c.message_id == message_id,
+                attempt.c.delivery_id == delivery_id,
+                # The same outcome again is our own record, whose commit went through although we were told nothing.
+                attempt.c.outcome != settled[message_id][1].outcome,
+            )
+            .values(late_outcome=settled[message_id][1].outcome)
+        )
+    if streams:
+        release_streams(connection, streams)
+    return written
+
+
+def _changes(settlement: Settlement, delivery_id: int, now: datetime) -> dict[str, Any]:
+    changes: dict[str, Any] = {
+        "state": settlement.state,
+        "reason": settlement.reason,
+        "failures": settlement.failures,
+        "unknowns": settlement.unknowns,
+        "batch_limit": settlement.batch_limit,
+        "claimed_by": None,
+        "delivery_id": None,
+        "finished_at": now if settlement.state in FINAL else None,
+    }
+    if settlement.due_at is not None:
+        changes["due_at"] = settlement.due_at
+    if settlement.faulted:
+        changes["faulted_in"] = delivery_id
+    return changes
+
+
+def finish_delivery(connection: Connection, delivery_id: int, outcome: Outcome, facts: Facts, now: datetime) -> bool:
+    """End a delivery, once; False when somebody else has."""
+    statement = (
+        update(delivery)
+        .where(delivery.c.id == delivery_id, delivery.c.finished_at.is_(None))
+        .values(
+            finished_at=now,
+            outcome=outcome,
+            status=facts.status,
+            code=facts.code,
+            text=facts.text,
+            request_id=facts.request_id,
+        )
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def release_streams(connection: Connection, ids: Collection[int]) -> None:
+    """Let the next message of each stream be claimed; one in which a message has died stays blocked until a person acts.
+
+    A stream that a producer is writing to at this moment is passed over: waiting for its COMMIT would let a slow caller
+    hold up a sender. `idle_streams` finds it a little later.
+    """
+    locked = select(stream.c.id).where(stream.c.id.in_(ids)).order_by(stream.c.id).with_for_update(skip_locked=True)
+    free = list(connection.execute(locked).scalars())
+    if not free:
+        return
+    heads = connection.execute(select(message.c.stream_id, message.c.due_at, message.c.lane).where(at_head_of(free)))
+    head = {row.stream_id: row for row in heads}
+    deaths = (
+        select(message.c.stream_id, func.min(message.c.id))
+        .join(stream, message.c.stream_id == stream.c.id)
+        .where(stream.c.id.in_(free), in_stream, dead, message.c.stream_number > stream.c.forgiven)
+        .group_by(message.c.stream_id)
+    )
+    died = dict(connection.execute(deaths).tuples().all())
+    for stream_id in free:
+        row = head.get(stream_id)
+        now_at = {"due_at": row.due_at, "lane": row.lane} if row else {"due_at": None}
+        blocked = {"claimed_by": None, "blocked_by": died.get(stream_id)}
+        connection.execute(update(stream).where(stream.c.id == stream_id).values(now_at | blocked))
+
+
+def idle_streams(connection: Connection) -> list[int]:
+    """Streams that say they are claimed although no message of theirs is."""
+    tried = exists().where(message.c.stream_id == stream.c.id, in_stream, claimed)
+    return list(connection.execute(select(stream.c.id).where(stream.c.claimed_by.is_not(None), ~tried)).scalars())
+
+
+def free_later(connection: Connection, ids: Collection[int], when: datetime) -> None:
+    """The files of these delivered messages may be freed at that instant, unless another message needs them then."""
+    names = select(attachment.c.file).where(attachment.c.message_id.in_(ids))
+    connection.execute(update(file).where(file.c.name.in_(names), file.c.freed_at.is_(None)).values(free_at=when))

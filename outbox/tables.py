@@ -1,0 +1,310 @@
+"""The schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    and_,
+    literal_column,
+    text,
+)
+
+from outbox.model import FINAL, Lane, Outcome, Reason, State
+from outbox.policy import Stop
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+#: SQLite only numbers rows by itself in a column declared INTEGER.
+Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware instant in UTC; a naive one is refused rather than guessed at."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"expected an instant with a time zone, got {value!r}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
+    """A CHECK that a column holds one of an enum's words."""
+    listed = ", ".join(f"'{word.value}'" for word in sorted(words))
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def partial(name: str, *columns: Any, where: Any) -> Index:
+    """An index over the rows that matter only, in the two databases' words for it."""
+    return Index(name, *columns, postgresql_where=where, sqlite_where=where)
+
+
+_final = ", ".join(f"'{state.value}'" for state in sorted(FINAL))
+
+#: The messages of one ordering key. A producer holds its row from enqueue to COMMIT: so numbers are commit order.
+stream = Table(
+    "outbox_stream",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("destination", String(100), nullable=False),
+    Column("ordering_key", String(255), nullable=False),
+    Column("last_number", BigInteger, nullable=False),
+    Column("lane", String(10), nullable=False),  # of its head
+    Column("due_at", Instant, comment="of its head; null when nothing waits"),
+    Column("claimed_by", String(32)),
+    Column("served", BigInteger, nullable=False, server_default=text("0"), comment="the last delivery it was part of"),
+    Column("blocked_by", BigInteger, comment="the dead message that holds it up"),
+    Column(
+        "forgiven",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="deaths up to this number block no more",
+    ),
+    UniqueConstraint("destination", "ordering_key"),
+    one_of("lane", Lane),
+    sqlite_autoincrement=True,
+)
+partial(
+    "ix_outbox_stream_due",
+    stream.c.destination,
+    stream.c.lane,
+    stream.c.served,
+    where=and_(stream.c.due_at.is_not(None), stream.c.claimed_by.is_(None), stream.c.blocked_by.is_(None)),
+)
+
+partial("ix_outbox_stream_claimed", stream.c.claimed_by, where=stream.c.claimed_by.is_not(None))
+
+message = Table(
+    "outbox_message",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("destination", String(100), nullable=False),
+    Column("lane", String(10), nullable=False),
+    Column("key", String(255), nullable=False),
+    Column("payload", Text, nullable=False, comment="JSON, as it will travel"),
+    Column(
+        "digest",
+        String(64),
+        nullable=False,
+        comment="SHA-256 of payload and attachments: what a repeated key must match",
+    ),
+    Column("size", Integer, nullable=False, comment="bytes it adds to the text of a request, at most"),
+    Column("file_bytes", BigInteger, nullable=False),
+    Column("files", Integer, nullable=False, comment="how many attachments"),
+    Column("state", String(10), nullable=False),
+    Column("reason", String(20)),
+    Column("attempt", Integer, nullable=False, server_default=text("0"), comment="numbers the tries; never falls"),
+    Column("failures", Integer, nullable=False, server_default=text("0"), comment="charged to it; limited"),
+    Column("unknowns", Integer, nullable=False, server_default=text("0"), comment="tries without an answer; limited"),
+    Column("batch_limit", Integer, comment="halved each time a batch it was in is refused"),
+    Column("replays", Integer, nullable=False, server_default=text("0")),
+    Column("stream_id", ForeignKey(stream.c.id)),
+    Column("stream_number", BigInteger),
+    Column("created_at", Instant, nullable=False),
+    Column("due_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Column("clock_plausible", Boolean, nullable=False, comment="whether the clock could be believed at enqueue"),
+    Column("claimed_by", String(32), comment="the worker that tries it"),
+    Column("delivery_id", BigInteger, comment="the delivery under way"),
+    Column("faulted_in", BigInteger, comment="the last delivery of it that the destination was charged for"),
+    Column("finished_at", Instant),
+    Column("traceparent", String(64)),
+    UniqueConstraint("destination", "key"),
+    one_of("state", State),
+    one_of("lane", Lane),
+    one_of("reason", Reason),
+    CheckConstraint("(state = 'dead') = (reason IS NOT NULL)", name="dead_has_reason"),
+    CheckConstraint(f"(state IN ({_final})) = (finished_at IS NOT NULL)", name="final_has_finished_at"),
+    CheckConstraint("(state = 'claimed') = (claimed_by IS NOT NULL)", name="claimed_has_worker"),
+    CheckConstraint("(state = 'claimed') = (delivery_id IS NOT NULL)", name="claimed_has_delivery"),
+    CheckConstraint("(stream_id IS NULL) = (stream_number IS NULL)", name="stream_has_number"),
+    CheckConstraint("attempt >= 0 AND failures >= 0 AND unknowns >= 0 AND replays >= 0", name="counters"),
+    CheckConstraint("failures <= attempt AND unknowns <= attempt", name="counters_within_attempt"),
+    CheckConstraint("batch_limit >= 1", name="batch_limit"),
+    CheckConstraint("size >= 0 AND file_bytes >= 0 AND files >= 0", name="sizes"),
+    sqlite_autoincrement=True,
+)
+# Conditions are shared by the partial indexes and the statements that count on them. Their words are literals: a planner cannot
+# match a parameter, whose value it does not know, with the condition of an index.
+pending = message.c.state == literal_column("'pending'")
+claimed = message.c.state == literal_column("'claimed'")
+dead = message.c.state == literal_column("'dead'")
+unfinished = message.c.state.in_([literal_column("'pending'"), literal_column("'claimed'")])
+loose = message.c.stream_id.is_(None)
+in_stream = and_(
+    message.c.stream_id.is_not(None),
+    message.c.state.in_([literal_column("'pending'"), literal_column("'claimed'"), literal_column("'dead'")]),
+)
+
+partial(
+    "ix_outbox_message_due",
+    message.c.destination,
+    message.c.lane,
+    message.c.due_at,
+    message.c.id,
+    where=and_(pending, loose),
+)
+partial("ix_outbox_message_claimed", message.c.claimed_by, where=claimed)
+partial("ix_outbox_message_dead", message.c.destination, message.c.finished_at, where=dead)
+partial("ix_outbox_message_stream", message.c.stream_id, message.c.stream_number, where=in_stream)
+
+#: Spooled files: one row for each name in the spool that a message may refer to.
+file = Table(
+    "outbox_file",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("md5", String(32), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("used_at", Instant, nullable=False, comment="when a message was last given it"),
+    Column("free_at", Instant, comment="when its bytes may go, unless a message still needs them"),
+    Column("freed_at", Instant, comment="when its bytes went"),
+    CheckConstraint("size >= 0", name="size"),
+)
+partial("ix_outbox_file_free", file.c.free_at, where=and_(file.c.free_at.is_not(None), file.c.freed_at.is_(None)))
+
+attachment = Table(
+    "outbox_attachment",
+    metadata,
+    Column("message_id", ForeignKey(message.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(255), nullable=False, comment="the producer's name for it"),
+    Column("file", ForeignKey(file.c.name), nullable=False),
+    Column("filename", String(255), nullable=False, comment="what the receiver calls it"),
+    Column("content_type", String(255), nullable=False),
+    UniqueConstraint("message_id", "name"),
+)
+
+Index("ix_outbox_attachment_file", attachment.c.file)
+
+#: One upload request: committed before its first byte is sent.
+delivery = Table(
+    "outbox_delivery",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("destination", String(100), nullable=False),
+    Column("lane", String(10), nullable=False),
+    Column("worker", String(32), nullable=False),
+    Column("messages", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("probe", Boolean, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Column("outcome", String(10)),
+    Column("status", Integer, comment="the HTTP status"),
+    Column("code", BigInteger, comment="the code in the answer's own envelope"),
+    Column("text", Text, comment="the answer's words, cleaned; or why there was none"),
+    Column("request_id", String(255), comment="the destination's name for it"),
+    one_of("lane", Lane),
+    one_of("outcome", Outcome),
+    CheckConstraint("(outcome IS NULL) = (finished_at IS NULL)", name="finished_has_outcome"),
+    sqlite_autoincrement=True,
+)
+partial("ix_outbox_delivery_open", delivery.c.worker, where=delivery.c.finished_at.is_(None))
+Index("ix_outbox_delivery_finished", delivery.c.destination, delivery.c.outcome, delivery.c.id)
+
+#: One message's part in one delivery: written once, by record or by rescue.
+attempt = Table(
+    "outbox_attempt",
+    metadata,
+    Column("message_id", ForeignKey(message.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("delivery_id", BigInteger, nullable=False),
+    Column("finished_at", Instant, nullable=False),
+    Column("outcome", String(10), nullable=False),
+    Column("late_outcome", String(10), comment="what a worker that had lost the claim found out afterwards"),
+    one_of("outcome", Outcome),
+    one_of("late_outcome", Outcome),
+)
+
+destination = Table(
+    "outbox_destination",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("failures", Integer, nullable=False, server_default=text("0"), comment="consecutive, charged to it"),
+    Column("open_until", Instant, comment="the breaker: only a probe passes, and not before this"),
+    Column("stop", String(20)),
+    Column("stop_text", Text, comment="why, in words"),
+    Column("stopped_by", String(255)),
+    Column("stopped_at", Instant),
+    Column(
+        "reject_streak",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="rejected alone since the last delivery",
+    ),
+    Column("ramp", Integer, comment="deliveries at a time while it recovers"),
+    Column("rate_tokens", Float),
+    Column("rate_at", Instant),
+    Column("learned_bytes", BigInteger, comment="a request this large was refused with 413"),
+    Column("learned_at", Instant),
+    one_of("stop", Stop),
+    CheckConstraint("(stop IS NULL) = (stopped_at IS NULL)", name="stop_has_stopped_at"),
+    CheckConstraint("failures >= 0 AND reject_streak >= 0", name="counters"),
+)
+
+#: A worker's proof of life. Nothing refers to it by key: history outlives workers.
+worker = Table(
+    "outbox_worker",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("beat", BigInteger, nullable=False),
+    Column("beat_at", Instant, nullable=False, comment="for people; workers compare beats, not clocks"),
+    Column("gone", Boolean, nullable=False),
+    Column("stop_asked", Boolean, nullable=False),
+)
+
+audit = Table(
+    "outbox_audit",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("actor", String(255), nullable=False),
+    Column("action", String(20), nullable=False),
+    Column("selection", Text, nullable=False),
+    Column("messages", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)

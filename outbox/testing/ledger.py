@@ -1,0 +1,143 @@
+"""What a receiver writes down about each upload request, in memory and as lines of JSON another process can read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from outbox.testing.behaviours import SUCCESS_CODES
+from outbox.testing.wire import ACTIONS, references_of, structs_of
+
+
+@dataclass(frozen=True)
+class ReceivedFile:
+    """One file part: its bytes by size and digests, and what the message says about it."""
+
+    size: int
+    sha256: str
+    md5: str
+    original_filename: str | None = None
+    feature_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """One struct the receiver took and said so, with the files it refers to."""
+
+    struct: dict[str, Any]
+    #: By transfer name, the text after ``local://``.
+    files: dict[str, ReceivedFile]
+    request_number: int
+
+    @property
+    def files_by_path(self) -> dict[str, ReceivedFile]:
+        """The same files by where they stand in the struct, for instance ``events/eventId1/fileParam1``."""
+        return {
+            "/".join((member, *reference.path)): self.files[reference.transfer_name]
+            for member in ("events", "measurepoints", "attributes")
+            for reference in references_of(self.struct, member)
+        }
+
+
+@dataclass(frozen=True)
+class Received:
+    """One upload request, from its first byte to the last byte of its answer."""
+
+    #: 1 for the first request the receiver began to read.
+    number: int
+    action: str | None
+    query: dict[str, str]
+    #: By lower-case name; the ledger file hides the access token.
+    headers: dict[str, str]
+    #: The whole body of the declared length arrived and the form ended as it should.
+    complete: bool
+    #: Everything the strict check has against it.
+    faults: tuple[str, ...]
+    #: Complete, faultless, and not refused: the service has it, whether or not the client got to know.
+    stored: bool
+    #: HTTP status of the answer, None if none was begun.
+    status: int | None
+    #: EnOS code in the answer, None if there was none.
+    code: int | None
+    #: The whole answer was handed to the network while the client was still there.
+    answered: bool
+    #: Monotonic seconds.
+    started: float
+    finished: float
+    #: Bytes of the body that were read, without the framing of chunks.
+    wire_bytes: int
+    #: The misbehaviour it met, as text; None for none.
+    behaviour: str | None
+    #: The parsed ``enos-message``.
+    message: dict[str, Any] | None
+    #: By transfer name.
+    files: dict[str, ReceivedFile]
+
+    @property
+    def structs(self) -> tuple[dict[str, Any], ...]:
+        """The message's params."""
+        return structs_of(self.message)
+
+    @property
+    def seconds(self) -> float:
+        """How long the request took."""
+        return self.finished - self.started
+
+    @property
+    def accepted(self) -> tuple[Accepted, ...]:
+        """Its structs, if the client was told that they were taken; otherwise nothing."""
+        told = self.answered and self.status is not None and 200 <= self.status < 300 and self.code in SUCCESS_CODES
+        if not (self.stored and told):
+            return ()
+        member = ACTIONS[self.action or ""].member
+        return tuple(
+            Accepted(
+                struct,
+                {reference.transfer_name: self.files[reference.transfer_name] for reference in references_of(struct, member)},
+                self.number,
+            )
+            for struct in self.structs
+        )
+
+
+class Ledger:
+    """A file that gains one line of JSON per finished request; closing it is all the care it needs."""
+
+    def __init__(self, path: Path) -> None:
+        # One write per line on a file opened for appending: a killed process leaves at most a torn last line.
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def write(self, received: Received) -> None:
+        """Append the request; it is in the operating system's hands when this returns."""
+        fields = asdict(received)
+        if "apim-accesstoken" in received.headers:
+            fields["headers"]["apim-accesstoken"] = "(hidden)"
+        rest = memoryview(json.dumps(fields, allow_nan=False).encode("ascii") + b"\n")
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+
+    def close(self) -> None:
+        """Give the file back."""
+        os.close(self._file)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_ledger(path: Path) -> list[Received]:
+    """Every request in a ledger file, in the order they finished; a torn last line is left out."""
+    *lines, _torn = path.read_bytes().split(b"\n")
+    return [_received(json.loads(line)) for line in lines]
+
+
+def _received(fields: Mapping[str, Any]) -> Received:
+    files = {name: ReceivedFile(**file) for name, file in fields["files"].items()}
+    return Received(**{**fields, "faults": tuple(fields["faults"]), "files": files})

@@ -1,0 +1,175 @@
+"""What an answer means for a message: the state machine, with no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import assert_never
+
+from outbox.model import Message, Outcome, Reason, State
+from outbox.policy import Policy, backoff
+
+#: Text from the other side is kept up to this many characters.
+TEXT_LIMIT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an answer said, in words that a row can keep; None where there was no answer or it said nothing."""
+
+    status: int | None = None
+    code: int | None = None
+    text: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The destination has every message of the batch."""
+
+    facts: Facts = Facts()
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The destination is at fault, not a message: try again when it is well. `wait` is its own wish, in seconds."""
+
+    facts: Facts = Facts()
+    wait: float | None = None
+    renew: bool = False  #: our credentials have run out: renew them once and send again before giving up
+    credentials: bool = False  #: our credentials are refused: stop the destination with that reason
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A message of the batch is at fault; which one, only a message that travels alone can tell."""
+
+    facts: Facts = Facts()
+    reason: Reason = Reason.REJECTED
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The whole body went out and no answer was understood, or the worker is gone."""
+
+    facts: Facts = Facts()
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """The declared length did not go out in full, so the other side cannot have it."""
+
+    facts: Facts = Facts()
+    charged: bool = True  #: to the destination; False when it was us who stopped
+    accused: int | None = None  #: the message whose file broke the request, by id ...
+    reason: Reason | None = None  #: ... and what was wrong with it
+
+
+Verdict = Delivered | Retry | Reject | Unknown | NotSent
+
+
+def outcome(verdict: Verdict) -> Outcome:
+    """The word for a verdict on the delivery and its attempts."""
+    match verdict:
+        case Delivered():
+            return Outcome.DELIVERED
+        case Retry():
+            return Outcome.RETRY
+        case Reject():
+            return Outcome.REJECT
+        case Unknown():
+            return Outcome.UNKNOWN
+        case NotSent():
+            return Outcome.NOT_SENT
+        case _:
+            assert_never(verdict)
+
+
+def charges_destination(verdict: Verdict) -> bool:
+    """Whether the destination's patience with itself, the breaker, counts this verdict."""
+    match verdict:
+        case Retry():
+            return True
+        case NotSent(charged=charged):
+            return charged
+        case Unknown():
+            return True
+        case Delivered() | Reject():
+            return False
+        case _:
+            assert_never(verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The row that a claimed message becomes; None for due_at leaves it as it is."""
+
+    state: State
+    outcome: Outcome
+    failures: int
+    unknowns: int
+    batch_limit: int | None
+    reason: Reason | None = None
+    due_at: datetime | None = None
+    faulted: bool = False  #: remember this delivery as the message's last failure that the destination was charged for
+
+    def __post_init__(self) -> None:
+        if (self.state is State.DEAD) != (self.reason is not None):
+            raise AssertionError("a message is dead exactly when it has a reason")
+
+
+def settle(
+    message: Message, verdict: Verdict, batch: int, policy: Policy, now: datetime, dice: float, *, recovered: bool
+) -> Settlement:
+    """The row that `message` becomes after `verdict` on a delivery of `batch` messages.
+
+    `recovered` tells that the destination delivered something else since this message's last failure there: only then does
+    a failure that the destination is charged for count against the message too.
+    """
+    failures, unknowns, limit = message.failures, message.unknowns, message.batch_limit
+    halved = max(1, batch // 2)
+
+    def pending(
+        result: Outcome, limit: int | None = limit, due_at: datetime | None = None, *, faulted: bool = False
+    ) -> Settlement:
+        return Settlement(State.PENDING, result, failures, unknowns, limit, due_at=due_at, faulted=faulted)
+
+    def dead(result: Outcome, reason: Reason) -> Settlement:
+        return Settlement(State.DEAD, result, failures, unknowns, limit, reason)
+
+    match verdict:
+        case Delivered():
+            return Settlement(State.DELIVERED, Outcome.DELIVERED, failures, unknowns, limit)
+        case Reject(reason=reason):
+            return dead(Outcome.REJECT, reason) if batch == 1 else pending(Outcome.REJECT, halved)
+        case NotSent(accused=message.id, reason=Reason() as reason):
+            return dead(Outcome.NOT_SENT, reason)
+        case NotSent(charged=False):
+            return pending(Outcome.NOT_SENT)
+        case Retry() | NotSent():
+            result = outcome(verdict)
+            if not recovered:
+                return pending(result, faulted=True)
+            failures += 1
+            if failures >= policy.max_failures:
+                return dead(result, Reason.EXHAUSTED)
+            return pending(result, due_at=now + backoff(failures, policy, dice), faulted=True)
+        case Unknown():
+            if policy.on_unknown == "dead":
+                unknowns += 1
+                return dead(Outcome.UNKNOWN, Reason.OUTCOME_UNKNOWN)
+            if batch > 1:
+                return pending(Outcome.UNKNOWN, halved)
+            unknowns += 1
+            if unknowns > policy.max_unknown:
+                return dead(Outcome.UNKNOWN, Reason.OUTCOME_UNKNOWN)
+            return pending(Outcome.UNKNOWN)
+        case _:
+            assert_never(verdict)
+
+
+def cleaned(text: str, limit: int = TEXT_LIMIT) -> str:
+    """Text from the other side, fit for any database, log or terminal: one line, no controls, no lone surrogates."""
+    shown = text[: limit + 1].encode("utf-8", "replace").decode("utf-8")
+    shown = "".join(letter if letter.isprintable() else " " for letter in shown)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

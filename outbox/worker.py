@@ -1,0 +1,322 @@
+"""The metronome: loops that take turns until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import FrameType
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.memory import MemoryJobStore
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.date import DateTrigger
+from sqlalchemy.exc import SQLAlchemyError
+
+from outbox import migrate
+from outbox.app import Outbox
+from outbox.dispatcher import Dispatcher, WorkerGone
+from outbox.errors import ConfigurationError, OutboxError
+from outbox.model import Lane
+from outbox.policy import GONE_AFTER, POLL, STOP_GRACE, lane_order
+from outbox.presence import Presence
+from outbox.store import door, looking
+from outbox.transport import RequestsTransport, Transport
+
+log = logging.getLogger("outbox.worker")
+
+#: Seconds between two rounds of each kind of housekeeping.
+_CHECKPOINT_EVERY = 10.0
+_FREE_EVERY = 60.0
+_SWEEP_EVERY = 3600.0
+#: A loop that is this many seconds late was let down by the scheduler, which follows the wall clock.
+_LATE = 1.0
+
+
+@dataclass
+class _Loop:
+    """One self-re-arming job of the scheduler: `round` returns whether to go round again at once."""
+
+    name: str
+    round: Callable[[], bool]
+    pause: float
+    due: float = 0.0  #: when it should run next, by the monotonic clock
+    running: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Worker:
+    """Delivers what an outbox holds, in as many threads as its destinations have senders, until it is stopped.
+
+    `destinations` limits it to some by name. `gone_after` is after how many seconds without a beat another worker is taken for
+    gone, `stop_grace` how many seconds an upload in hand is given at a stop before it is cut.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        destinations: Sequence[str] | None = None,
+        transport: Transport | None = None,
+        gone_after: float = GONE_AFTER,
+        stop_grace: float = STOP_GRACE,
+        poll: float = POLL,
+    ) -> None:
+        self._outbox = outbox
+        self._names = [outbox.destination(name).name for name in destinations or outbox.destinations]
+        if not self._names:
+            raise ConfigurationError("this worker has nothing to do: no destination is declared")
+        for what, value in (("gone_after", gone_after), ("poll", poll)):
+            if not value > 0:
+                raise ConfigurationError(f"expected {what} to be more than 0 seconds, got {value}")
+        self._transport = transport or RequestsTransport()
+        self._stop = threading.Event()
+        self._stop_grace = stop_grace
+        self._presence = Presence(outbox.database, outbox.ambient, gone_after)
+        self._identity_lock = threading.Lock()
+        self._dispatcher = Dispatcher(
+            outbox.database,
+            outbox.spool_store,
+            outbox.destinations,
+            outbox.ambient,
+            self._transport,
+            lambda: self._presence.id,
+            self._stop.is_set,
+        )
+        self._poll = poll
+        self._loops = [*self._senders(), *self._housekeeping()]
+        self._scheduler = BackgroundScheduler(
+            jobstores={"default": MemoryJobStore()},
+            executors={"default": ThreadPoolExecutor(len(self._loops))},
+            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+            timezone=UTC,
+        )
+        self._pulse = threading.Thread(target=self._keep_pulse, name="outbox-pulse", daemon=True)
+
+    def __enter__(self) -> Worker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.join()
+
+    @property
+    def id(self) -> str:
+        """This worker's present identity."""
+        return self._presence.id
+
+    def run(self, *, until_idle: bool = False) -> None:
+        """Work until SIGTERM, SIGINT or `stop()`; with `until_idle`, until nothing is due and nothing is claimed.
+
+        Call it in the main thread if signals shall stop it. Raises SchemaError when the database is not migrated, or newer than
+        this code.
+        """
+        with _StoppedBySignals(self.stop), self:
+            while not self._stop.wait(0.2 if until_idle else 3600.0):
+                if until_idle and self._nothing_left():
+                    return
+
+    def start(self) -> None:
+        """Begin to work in the background."""
+        migrate.require_current(self._outbox.database)
+        with self._outbox.database.begin() as connection:
+            door.declare(connection, self._outbox.destinations)
+        self._presence.arrive()
+        log.info("worker %s delivers to %s", self.id, ", ".join(self._names), extra={"worker_id": self.id})
+        self._scheduler.start()
+        for loop in self._loops:
+            self._arm(loop, 0.0)
+        self._pulse.start()
+
+    def stop(self) -> None:
+        """Ask for the end: sends in hand are finished, none is begun. Returns at once; safe in a signal handler."""
+        self._stop.set()
+
+    def join(self) -> None:
+        """Wait for the end: at most `stop_grace` seconds, then what is still being sent is cut."""
+        self._stop.set()
+        ends = time.monotonic() + self._stop_grace
+        while any(loop.running for loop in self._loops) and time.monotonic() < ends:
+            time.sleep(0.02)
+        if any(loop.running for loop in self._loops):
+            log.warning("cutting off what is still being sent after %s s", self._stop_grace)
+            self._transport.cut()
+        self._scheduler.shutdown(wait=True)
+        self._pulse.join()
+        try:
+            self._dispatcher.record_leftovers()
+            self._dispatcher.release_unheld()
+            self._presence.leave()
+        except SQLAlchemyError:
+            log.exception("the end of worker %s could not be recorded; its claims will be rescued", self.id)
+        log.info("worker %s has stopped", self.id, extra={"worker_id": self.id})
+
+    def _senders(self) -> list[_Loop]:
+        loops: list[_Loop] = []
+        for name in self._names:
+            policy = self._outbox.destinations[name].policy
+            numbers = [*range(policy.senders), *[None] * policy.large_senders]
+            loops += [
+                _Loop(f"{name}-{place}", _Sender(self._dispatcher, name, number), self._poll)
+                for place, number in enumerate(numbers)
+            ]
+        return loops
+
+    def _housekeeping(self) -> list[_Loop]:
+        def every(seconds: float, chore: Callable[[], object], name: str) -> _Loop:
+            def round_() -> bool:
+                chore()
+                return False
+
+            return _Loop(name, round_, seconds)
+
+        return [
+            every(_CHECKPOINT_EVERY, self._outbox.database.checkpoint, "checkpoint"),
+            every(_FREE_EVERY, self._outbox.free_files, "free"),
+            every(_SWEEP_EVERY, self._outbox.sweep, "sweep"),
+        ]
+
+    def _run(self, loop: _Loop) -> None:
+        """One firing of a loop: round after round while something moves."""
+        with loop.lock:
+            if loop.running or self._stop.is_set():
+                return
+            loop.running = True
+        try:
+            while not self._stop.is_set() and loop.round():
+                pass
+        except WorkerGone as gone:
+            self._start_anew(str(gone))
+        except (SQLAlchemyError, OutboxError) as error:
+            log.warning("loop %s: %s; it goes on in %s s", loop.name, _brief(error), loop.pause)
+        except Exception:
+            log.exception("loop %s failed; it goes on in %s s", loop.name, loop.pause)
+        finally:
+            loop.running = False
+            if not self._stop.is_set():
+                self._arm(loop, loop.pause)
+
+    def _arm(self, loop: _Loop, pause: float) -> None:
+        """Let a loop fire once, `pause` seconds from now."""
+        loop.due = time.monotonic() + pause
+        when = DateTrigger(datetime.now(UTC) + timedelta(seconds=pause), timezone=UTC)
+        try:
+            self._scheduler.add_job(self._run, when, [loop], id=loop.name, replace_existing=True)
+        except RuntimeError:
+            if not self._stop.is_set():  # the scheduler is shutting down under us otherwise
+                raise
+
+    def _keep_pulse(self) -> None:
+        """Beats, rescue, and the watch over the scheduler; by the monotonic clock, on a thread of its own."""
+        failing = False
+        while not self._stop_pulse():
+            try:
+                self._beat()
+                failing = False
+            except WorkerGone as gone:
+                self._start_anew(str(gone))
+            except (SQLAlchemyError, OutboxError) as error:
+                if not failing:
+                    log.warning("cannot keep worker %s known as alive: %s", self.id, _brief(error))
+                failing = True
+            except Exception:
+                log.exception("the pulse of worker %s faltered", self.id)
+            self._watch()
+
+    def _stop_pulse(self) -> bool:
+        """Wait for the next beat; beats go on while a stopping worker still finishes a send."""
+        if not self._stop.wait(self._presence.look_every):
+            return False
+        if any(loop.running for loop in self._loops):
+            time.sleep(min(0.05, self._presence.look_every))
+            return False
+        return True
+
+    def _beat(self) -> None:
+        identity = self.id
+        if not self._presence.beat():
+            raise WorkerGone(identity)
+        self._dispatcher.record_leftovers()
+        self._dispatcher.release_unheld()
+        for gone in self._presence.look():
+            log.warning("worker %s is gone; its claims are taken back", gone, extra={"worker_id": gone})
+        self._dispatcher.rescue()
+        self._dispatcher.free_streams()
+
+    def _watch(self) -> None:
+        """Wake loops that the scheduler sleeps over: after a step back of the wall clock it would for as long as the step."""
+        for loop in self._loops:
+            if not loop.running and not self._stop.is_set() and time.monotonic() > loop.due + _LATE:
+                self._arm(loop, 0.0)
+
+    def _start_anew(self, gone: str) -> None:
+        """Take a new identity, once, however many threads found out that the old one is gone."""
+        with self._identity_lock:
+            if self.id != gone:
+                return
+            log.warning("worker %s was declared gone; it goes on under a new name", gone, extra={"worker_id": gone})
+            try:
+                self._presence.arrive()
+            except SQLAlchemyError as error:
+                log.warning("cannot take a new name yet: %s", _brief(error))
+
+    def _nothing_left(self) -> bool:
+        try:
+            with self._outbox.database.read() as connection:
+                left = looking.left_to_do(connection, self._names, self._outbox.ambient.now())
+        except SQLAlchemyError as error:
+            log.warning("cannot look at the database: %s", _brief(error))
+            return False
+        return left == 0 and self._dispatcher.holds == 0
+
+
+class _Sender:
+    """The round of a sender: one turn of one destination, in the lanes whose turn it is; without a number, in the large one."""
+
+    def __init__(self, dispatcher: Dispatcher, name: str, number: int | None) -> None:
+        self._dispatcher = dispatcher
+        self._name = name
+        self._turn = number
+        self._moved = False
+
+    def __call__(self) -> bool:
+        if self._turn is None:
+            lanes: tuple[Lane, ...] = (Lane.LARGE,)
+        else:
+            lanes = lane_order(self._turn)
+            self._turn += 1
+        # After a turn that moved something there is most likely more: no need to look first.
+        peek, self._moved = not self._moved, False
+        self._moved = self._dispatcher.turn(self._name, lanes, peek=peek)
+        return self._moved
+
+
+class _StoppedBySignals:
+    """SIGTERM and SIGINT ask for a stop while this is entered; elsewhere than in the main thread it does nothing."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)  # type: ignore[arg-type]  # what signal.signal returned
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop()
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of an error; the rest of a database error is its statement."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

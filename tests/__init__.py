@@ -1,0 +1,1 @@
+"""The tests of outbox: pure ones first, then whole stories on real databases."""

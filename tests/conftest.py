@@ -1,0 +1,124 @@
+"""What every test may ask for: a database of its own on SQLite, on Postgres, or on each in turn.
+
+One Postgres serves the whole run. A plain run starts it when the first test wants it; under xdist the controller starts
+it in the background while the workers collect, and tells them its address. OUTBOX_TEST_PG_URL names another server.
+Without any, those tests are skipped; where CI or OUTBOX_ALL_TOOLS is set, they fail instead.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from hypothesis import settings
+
+from tests.postgres import NoBinariesError, Postgres, create_database, drop_database, wait_until_up
+
+SERVER_URL = "OUTBOX_TEST_PG_URL"
+
+settings.register_profile("outbox", deadline=None)  # a busy machine is no failure
+settings.load_profile("outbox")
+
+
+class SharedServer:
+    """The one Postgres of a run, started at most once and stopped at its end."""
+
+    def __init__(self) -> None:
+        self._server: Postgres | None = None
+        self._starting: threading.Thread | None = None
+
+    def url(self) -> str:
+        """The address of a server that is up. In an xdist worker, the controller's."""
+        if SERVER_URL not in os.environ:
+            self._server = Postgres()
+            self._server.start()
+            os.environ[SERVER_URL] = self._server.url
+        url = os.environ[SERVER_URL]
+        wait_until_up(url)
+        return url
+
+    def start_in_background(self) -> None:
+        with contextlib.suppress(NoBinariesError):  # the tests that need it will say so
+            self._server = Postgres()
+            self._starting = threading.Thread(target=self._server.start, name="postgres")
+            self._starting.start()
+            os.environ[SERVER_URL] = self._server.url
+
+    def stop(self) -> None:
+        if self._starting is not None:
+            self._starting.join()
+        if self._server is not None:
+            self._server.close()
+            os.environ.pop(SERVER_URL, None)
+
+
+SHARED = pytest.StashKey[SharedServer]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    shared = config.stash[SHARED] = SharedServer()
+    is_worker = hasattr(config, "workerinput")
+    has_workers = config.getoption("dist", "no") != "no" and not is_worker
+    if has_workers and SERVER_URL not in os.environ and not config.getoption("collectonly"):
+        shared.start_in_background()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SHARED in config.stash:
+        config.stash[SHARED].stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"postgres_url", "private_postgres"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("postgres")
+
+
+def missing(reason: str) -> NoReturn:
+    """A tool is not here: skip on a laptop, fail where all tools were promised."""
+    if os.environ.get("CI", "").lower() in {"1", "true"} or os.environ.get("OUTBOX_ALL_TOOLS") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url(pytestconfig: pytest.Config) -> str:
+    """The shared server's own address, to make databases on."""
+    try:
+        return pytestconfig.stash[SHARED].url()
+    except NoBinariesError as error:
+        missing(str(error))
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'outbox.db'}"
+
+
+@pytest.fixture
+def postgres_url(postgres_server_url: str) -> Iterator[str]:
+    """An empty Postgres database, dropped afterwards with whoever is still connected."""
+    url = create_database(postgres_server_url)
+    yield url
+    drop_database(url)
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[Postgres]:
+    """A server for this test alone, as durable as it comes: to be stopped, killed and started again."""
+    try:
+        server = Postgres(durable=True)
+    except NoBinariesError as error:
+        missing(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database: the test runs once on each kind."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
