@@ -39,10 +39,11 @@ def connect(url: str | URL) -> Engine:
         ) from None
     name = parsed.get_backend_name()
     if name == "sqlite":
-        if parsed.database in (None, "", ":memory:"):
+        if not parsed.database or parsed.database == ":memory:":
             raise ConfigurationError("an outbox needs a database file: a SQLite database in memory is lost with its process")
         # One connection is the process's place in the queue for SQLite's write lock: threads wait for it in turn, instead of
         # racing each other through the busy handler, which is not fair.
+        _create_privately(Path(parsed.database))
         engine = create_engine(parsed, hide_parameters=True, pool_size=1, max_overflow=0, pool_timeout=2 * _BUSY_TIMEOUT)
         _begin_immediate(engine)
         prepare(engine)
@@ -55,6 +56,16 @@ def connect(url: str | URL) -> Engine:
                 f"the driver for {parsed.drivername} is not installed ({error.name}); pip install 'durable-outbox[postgres]'"
             ) from None
     raise ConfigurationError(f"expected a SQLite or Postgres database, got {name!r}")
+
+
+def _create_privately(path: Path) -> None:
+    """A new database file is its owner's alone; the files that SQLite puts beside it follow its mode."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"cannot create the database {path}: {error.strerror}") from None
 
 
 def prepare(engine: Engine) -> Engine:
@@ -129,7 +140,10 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One transaction that only reads: on SQLite it waits for no writer and makes none wait."""
+        """One transaction that only reads: on SQLite it waits for no writer and makes none wait.
+
+        Also for one whose first statement is a write, which is when it takes SQLite's write lock: as a caller's own does.
+        """
         with self.engine.connect().execution_options(**{_READS: True}) as connection, connection.begin():
             yield connection
 
@@ -149,10 +163,9 @@ class Database:
             self._engine = None
 
     @property
-    def file(self) -> Path | None:
-        """The SQLite file, or None for a server."""
-        url = self.engine.url
-        return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+    def kind(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self.engine.dialect.name
 
 
 def insert_or_nothing(connection: Connection, table: Table) -> Any:

@@ -66,9 +66,9 @@ class Worker:
         stop_grace: float = STOP_GRACE,
         poll: float = POLL,
     ) -> None:
-        self._outbox = outbox
-        self._names = [outbox.destination(name).name for name in destinations or outbox.destinations]
-        if not self._names:
+        self.outbox = outbox
+        self.destinations = [outbox.destination(name).name for name in destinations or outbox.destinations]
+        if not self.destinations:
             raise ConfigurationError("this worker has nothing to do: no destination is declared")
         for what, value in (("gone_after", gone_after), ("poll", poll)):
             if not value > 0:
@@ -123,11 +123,11 @@ class Worker:
 
     def start(self) -> None:
         """Begin to work in the background."""
-        migrate.require_current(self._outbox.database)
-        with self._outbox.database.begin() as connection:
-            door.declare(connection, self._outbox.destinations)
+        migrate.require_current(self.outbox.database)
+        with self.outbox.database.begin() as connection:
+            door.declare(connection, self.outbox.destinations)
         self._presence.arrive()
-        log.info("worker %s delivers to %s", self.id, ", ".join(self._names), extra={"worker_id": self.id})
+        log.info("worker %s delivers to %s", self.id, ", ".join(self.destinations), extra={"worker_id": self.id})
         self._scheduler.start()
         for loop in self._loops:
             self._arm(loop, 0.0)
@@ -158,8 +158,8 @@ class Worker:
 
     def _senders(self) -> list[_Loop]:
         loops: list[_Loop] = []
-        for name in self._names:
-            policy = self._outbox.destinations[name].policy
+        for name in self.destinations:
+            policy = self.outbox.destinations[name].policy
             numbers = [*range(policy.senders), *[None] * policy.large_senders]
             loops += [
                 _Loop(f"{name}-{place}", _Sender(self._dispatcher, name, number), self._poll)
@@ -176,9 +176,9 @@ class Worker:
             return _Loop(name, round_, seconds)
 
         return [
-            every(_CHECKPOINT_EVERY, self._outbox.database.checkpoint, "checkpoint"),
-            every(_FREE_EVERY, self._outbox.free_files, "free"),
-            every(_SWEEP_EVERY, self._outbox.sweep, "sweep"),
+            every(_CHECKPOINT_EVERY, self.outbox.database.checkpoint, "checkpoint"),
+            every(_FREE_EVERY, self.outbox.free_files, "free"),
+            every(_SWEEP_EVERY, self.outbox.sweep, "sweep"),
         ]
 
     def _run(self, loop: _Loop) -> None:
@@ -267,8 +267,8 @@ class Worker:
 
     def _nothing_left(self) -> bool:
         try:
-            with self._outbox.database.read() as connection:
-                left = looking.left_to_do(connection, self._names, self._outbox.ambient.now())
+            with self.outbox.database.read() as connection:
+                left = looking.left_to_do(connection, self.destinations, self.outbox.ambient.now())
         except SQLAlchemyError as error:
             log.warning("cannot look at the database: %s", _brief(error))
             return False

@@ -23,6 +23,9 @@ class SpoolEntry(NamedTuple):
 class Spool(Protocol):
     """Bytes by name. Every method raises SpoolError, or a subclass, when it cannot do what it says."""
 
+    def prepare(self) -> None:
+        """Create what the spool needs, durably. Doing it again is no error."""
+
     def put(self, name: str, source: BinaryIO, limit: int | None = None) -> SpooledFile:
         """Copy `source` to its end under a fresh name; when this returns, the bytes survive a power cut.
 

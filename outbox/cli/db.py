@@ -1,0 +1,58 @@
+"""`outbox db`: the schema."""
+
+from __future__ import annotations
+
+import rich_click as click
+
+from outbox.cli.context import NOT_MIGRATED, emit, json_option, outbox_and_worker, say
+
+
+@click.group()
+def db() -> None:
+    """The database's schema: upgrade, status, sql."""
+
+
+@db.command(epilog="Example: outbox db upgrade")
+@json_option
+@click.pass_context
+def upgrade(ctx: click.Context, as_json: bool) -> None:
+    """Bring the database to the schema of this version. Safe to run again, and from several machines at once."""
+    from outbox import migrate
+
+    outbox, _ = outbox_and_worker(ctx)
+    before, after = migrate.upgrade(outbox.database)
+    if as_json:
+        emit({"before": before, "after": after})
+    else:
+        say(f"the database was at {before or 'nothing'} and is at {after}" if before != after else f"nothing to do: {after}")
+
+
+@db.command(epilog="Example: outbox db status --json")
+@json_option
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """The schema of the database, and the one that this version needs. Exit code 5 when they differ."""
+    from outbox import migrate
+
+    outbox, _ = outbox_and_worker(ctx)
+    with outbox.database.read() as connection:
+        found = migrate.current(connection)
+    if as_json:
+        emit({"found": found, "needed": migrate.newest(), "current": found == migrate.newest()})
+    else:
+        click.echo(f"found {found or 'nothing'}, needed {migrate.newest()}")
+    if found != migrate.newest():
+        ctx.exit(NOT_MIGRATED)
+
+
+@db.command(epilog="Example: outbox db sql --dialect postgresql > outbox.sql")
+@click.option("--dialect", type=click.Choice(["sqlite", "postgresql"]), help="[that of the database in the settings]")
+@click.pass_context
+def sql(ctx: click.Context, dialect: str | None) -> None:
+    """Print the statements that make the schema in an empty database, for a person to review and run."""
+    from outbox import migrate
+
+    if dialect is None:
+        outbox, _ = outbox_and_worker(ctx)
+        dialect = outbox.database.kind
+    click.echo(migrate.sql(dialect), nl=False)

@@ -1,0 +1,238 @@
+"""`outbox.toml` and the environment, made into an `Outbox`.
+
+The environment wins over the file: OUTBOX_DATABASE, OUTBOX_SPOOL, OUTBOX_DESTINATIONS__ENOS__URL and so on, two underscores for
+each step down. Secrets are never in the file, only where to find them: `env:NAME` or `file:PATH`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from outbox.app import Outbox
+from outbox.destinations import Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
+from outbox.errors import ConfigurationError
+from outbox.policy import GONE_AFTER, POLL, STOP_GRACE, Policy
+from outbox.secret import Secret, env, literal, secret_file
+
+DEFAULT_FILE = "outbox.toml"
+
+TYPES: dict[str, type[EnosEvents]] = {
+    "enos-events": EnosEvents,
+    "enos-measurepoints": EnosMeasurePoints,
+    "enos-attributes": EnosAttributes,
+}
+
+
+def _place_of_secret(value: str) -> str:
+    if not value.startswith(("env:", "file:")):
+        raise ValueError("expected where the secret is, env:NAME or file:PATH, not the secret itself")
+    return value
+
+
+PlaceOfSecret = Annotated[str, AfterValidator(_place_of_secret)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class TokenSettings(_Strict):
+    """Where an access token comes from."""
+
+    url: str
+    app_key: str
+    app_secret: PlaceOfSecret
+
+
+class DestinationSettings(_Strict):
+    """One destination; `policy` holds what differs from the defaults."""
+
+    type: Literal["enos-events", "enos-measurepoints", "enos-attributes"]
+    url: str
+    org_id: str
+    allow_plain_http: bool = False
+    token: TokenSettings | None = None
+    realtime: bool = True
+    max_message_bytes: int = 512_000
+    max_file_bytes: int = 100_000_000
+    policy: dict[str, Any] = {}
+
+
+class WorkerSettings(_Strict):
+    """How a worker process behaves; seconds."""
+
+    gone_after: float = GONE_AFTER
+    stop_grace: float = STOP_GRACE
+    poll: float = POLL
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="OUTBOX_", env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
+    )
+
+    database: str = "sqlite:///outbox.db"
+    spool: str = "spool"
+    roots: list[str] = []
+    durability: Literal["warn", "strict", "ignore"] = "warn"
+    destinations: dict[str, DestinationSettings] = {}
+    worker: WorkerSettings = WorkerSettings()
+
+
+def load(file: Path | None = None) -> tuple[Settings, Path]:
+    """The settings, and the folder that relative paths in them start from.
+
+    Without `file` it is OUTBOX_CONFIG, or outbox.toml in the working directory if there is one. Raises ConfigurationError
+    with every fault found.
+    """
+    given = file or (Path(os.environ["OUTBOX_CONFIG"]) if os.environ.get("OUTBOX_CONFIG") else None)
+    if given is not None and not given.is_file():
+        raise ConfigurationError(f"there is no settings file {given}")
+    path = given or Path(DEFAULT_FILE)
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path))
+
+    try:
+        return FromFile(), path.absolute().parent
+    except ValidationError as error:
+        listed = "; ".join(f"{'.'.join(str(step) for step in each['loc'])}: {each['msg']}" for each in error.errors())
+        raise ConfigurationError(f"the settings ({path} and OUTBOX_...) are wrong: {listed}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+
+
+def build(settings: Settings, folder: Path) -> Outbox:
+    """The Outbox that the settings describe."""
+    return Outbox(
+        _database(settings.database, folder),
+        spool=folder / settings.spool,
+        destinations=[_destination(name, each, folder) for name, each in settings.destinations.items()],
+        roots=[folder / root for root in settings.roots],
+        durability=settings.durability,
+    )
+
+
+def from_app(reference: str) -> Outbox:
+    """The Outbox at `module:attribute`, imported with the working directory on the path."""
+    module, _, attribute = reference.partition(":")
+    if not module or not attribute:
+        raise ConfigurationError(f"expected module:attribute, such as shop.outbox:outbox, got {reference!r}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ConfigurationError(f"cannot import {module}: {error}") from error
+    if not isinstance(found, Outbox):
+        raise ConfigurationError(f"{reference} is not an Outbox but {type(found).__name__}")
+    return found
+
+
+def _database(url: str, folder: Path) -> str:
+    """The URL with a relative SQLite path made to start from the settings file, wherever a command is run."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return url  # Outbox says what is wrong with it
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        return url
+    return parsed.set(database=str(folder / parsed.database)).render_as_string(hide_password=False)
+
+
+def _destination(name: str, settings: DestinationSettings, folder: Path) -> Destination:
+    known = {each.name for each in fields(Policy)}
+    if unknown := settings.policy.keys() - known:
+        raise ConfigurationError(
+            f"destinations.{name}.policy: no setting named {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
+        )
+    try:
+        policy = Policy(**settings.policy)
+    except TypeError as error:
+        raise ConfigurationError(f"destinations.{name}.policy: {error}") from None
+    return TYPES[settings.type](
+        name=name,
+        url=settings.url,
+        org_id=settings.org_id,
+        allow_plain_http=settings.allow_plain_http,
+        token=_token(settings, folder),
+        realtime=settings.realtime,
+        max_message_bytes=settings.max_message_bytes,
+        max_file_bytes=settings.max_file_bytes,
+        policy=policy,
+    )
+
+
+def _token(settings: DestinationSettings, folder: Path) -> Token | None:
+    if settings.token is None:
+        return None
+    key, secret = (_secret(place, folder) for place in (settings.token.app_key, settings.token.app_secret))
+    return Token(settings.token.url, key, secret, allow_plain_http=settings.allow_plain_http)
+
+
+def _secret(value: str, folder: Path) -> Secret:
+    kind, _, place = value.partition(":")
+    if kind == "env":
+        return env(place)
+    if kind == "file":
+        return secret_file(folder / place)
+    return literal(value)
+
+
+TEMPLATE = """\
+# Settings of an outbox. Each can also come from the environment: OUTBOX_DATABASE, OUTBOX_SPOOL,
+# OUTBOX_DESTINATIONS__ENOS__URL and so on; the environment wins. Relative paths start from this file.
+
+# SQLite, or postgresql+psycopg://user@host/name (pip install 'durable-outbox[postgres]').
+database = "sqlite:///outbox.db"
+
+# Where attached files rest until they are delivered: a local directory, on a disk that survives a power cut.
+spool = "spool"
+
+# If set, files given by path must lie in one of these directories.
+# roots = ["/data/images"]
+
+[destinations.enos]
+type = "enos-events" # or enos-measurepoints, enos-attributes
+url = "https://integration.example" # the console's Help > Environment Information > HTTP Integration Channel
+org_id = "o15724268424841"
+# allow_plain_http = true # only for a receiver on this machine
+
+[destinations.enos.token]
+url = "https://gateway.example" # the API gateway: another host than the one above
+app_key = "env:ENOS_APP_KEY"
+app_secret = "env:ENOS_APP_SECRET" # or file:/run/secrets/enos; never the secret itself
+
+[destinations.enos.policy] # what differs from the defaults; times in seconds, sizes in bytes
+# batch_messages = 100
+# batch_bytes = 1048576
+# senders = 4
+# max_failures = 20
+
+[worker]
+# gone_after = 15
+# stop_grace = 30
+"""
