@@ -186,10 +186,8 @@ class Outbox:
         self.database.close()
 
     def _mind_durability(self, connection: Connection) -> None:
-        if self._durability == "ignore":
-            return
         fault = not_power_safe(connection, arriving.TAKE_WRITE_LOCK)
-        if fault is None:
+        if fault is None or self._durability == "ignore":
             return
         if self._durability == "strict":
             raise NotDurable(fault)

@@ -196,19 +196,32 @@ def not_power_safe(connection: Connection, take_write_lock: Any) -> str | None:
     goes first: a transaction that begins by reading could fail with "database is locked" at its first write.
     """
     known: dict[str, Any] = connection.info
+    if connection.dialect.name == "postgresql":
+        _require_transaction(connection)
     if "outbox.power_safe" not in known:
         if connection.dialect.name == "sqlite":
             connection.execute(take_write_lock)
+            _require_transaction(connection)
             journal = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar()).lower()
             synchronous = int(connection.exec_driver_sql("PRAGMA synchronous").scalar() or 0)
             known["outbox.power_safe"] = _sqlite_fault(journal, synchronous)
         elif connection.dialect.name == "postgresql":
-            settings: dict[str, str] = dict(connection.execute(_POSTGRES_SETTINGS).tuples().all())
+            settings = {row.name: row.setting for row in connection.execute(_POSTGRES_SETTINGS)}
             known["outbox.power_safe"] = _postgres_fault(settings)
         else:
             raise ConfigurationError(f"expected a SQLite or Postgres connection, got {connection.dialect.name!r}")
     fault: str | None = known["outbox.power_safe"]
     return fault
+
+
+def _require_transaction(connection: Connection) -> None:
+    """Raises ConfigurationError on a connection that commits each statement by itself, where nothing belongs together."""
+    driver = connection.connection.dbapi_connection
+    # Each driver says it in a word of its own; SQLite's knows it only once something was to be written.
+    if getattr(driver, "in_transaction", True) is False or getattr(driver, "autocommit", False) is True:
+        raise ConfigurationError(
+            "this connection is in autocommit mode: a message would be there before its files; use one with transactions"
+        )
 
 
 _POSTGRES_SETTINGS = text(

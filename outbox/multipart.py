@@ -11,6 +11,7 @@ from urllib3.fields import RequestField
 
 from outbox.errors import Fault, FileChanged, Refused
 from outbox.model import SpooledFile
+from outbox.payload import has_controls
 
 #: Bytes handed to the socket at a time: measured to be within 15 % of the best for files of every size.
 BLOCK = 256 * 1024
@@ -59,7 +60,7 @@ def head(part: Part) -> bytes:
     lines.append(f"Content-Length: {part.size}")
     for line in lines:
         # urllib3 escapes quotes and line ends in names, but lets NUL pass and never looks at other header values.
-        if any(letter < " " or letter == "\x7f" for letter in line):
+        if has_controls(line):
             raise Refused([Fault(part.name, "a part header must not hold control characters")])
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 

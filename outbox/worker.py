@@ -33,6 +33,7 @@ log = logging.getLogger("outbox.worker")
 _CHECKPOINT_EVERY = 10.0
 _FREE_EVERY = 60.0
 _SWEEP_EVERY = 3600.0
+_LOOK_FOR_SIGNALS = 0.2
 #: A loop that is this many seconds late was let down by the scheduler, which follows the wall clock.
 _LATE = 1.0
 
@@ -116,9 +117,9 @@ class Worker:
         Call it in the main thread if signals shall stop it. Raises SchemaError when the database is not migrated, or newer than
         this code.
         """
-        with _StoppedBySignals(self.stop), self:
-            while not self._stop.wait(0.2 if until_idle else 3600.0):
-                if until_idle and self._nothing_left():
+        with _Signals() as signals, self:
+            while not self._stop.wait(_LOOK_FOR_SIGNALS):
+                if signals.seen or (until_idle and self._nothing_left()):
                     return
 
     def start(self) -> None:
@@ -134,7 +135,7 @@ class Worker:
         self._pulse.start()
 
     def stop(self) -> None:
-        """Ask for the end: sends in hand are finished, none is begun. Returns at once; safe in a signal handler."""
+        """Ask for the end: sends in hand are finished, none is begun. Returns at once."""
         self._stop.set()
 
     def join(self) -> None:
@@ -160,11 +161,9 @@ class Worker:
         loops: list[_Loop] = []
         for name in self.destinations:
             policy = self.outbox.destinations[name].policy
-            numbers = [*range(policy.senders), *[None] * policy.large_senders]
-            loops += [
-                _Loop(f"{name}-{place}", _Sender(self._dispatcher, name, number), self._poll)
-                for place, number in enumerate(numbers)
-            ]
+            ordinary = [_Sender(self._dispatcher, name, number) for number in range(policy.senders)]
+            large = [_Sender(self._dispatcher, name, None) for _ in range(policy.large_senders)]
+            loops += [_Loop(f"{name}-{place}", sender, self._poll) for place, sender in enumerate((*ordinary, *large))]
         return loops
 
     def _housekeeping(self) -> list[_Loop]:
@@ -296,24 +295,28 @@ class _Sender:
         return self._moved
 
 
-class _StoppedBySignals:
-    """SIGTERM and SIGINT ask for a stop while this is entered; elsewhere than in the main thread it does nothing."""
+class _Signals:
+    """Notes SIGTERM and SIGINT while it is entered; elsewhere than in the main thread it hears nothing.
 
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
+    The handler only sets a mark: an Event's lock might be held by the very thread that the signal interrupts.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._on_signal)
+                self._before[number] = signal.signal(number, self._note)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]  # what signal.signal returned
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stop()
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.seen = True
 
 
 def _brief(error: BaseException) -> str:

@@ -42,7 +42,7 @@ def leave(connection: Connection, worker_id: str) -> None:
 def beats(connection: Connection) -> dict[str, int]:
     """The beat of every worker that is not gone."""
     rows = connection.execute(select(worker.c.id, worker.c.beat).where(worker.c.gone.is_(False)))
-    return dict(rows.tuples().all())
+    return {row.id: row.beat for row in rows}
 
 
 def declare_gone(connection: Connection, worker_id: str, seen: int) -> bool:

@@ -55,7 +55,7 @@ def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
                     of(row.destination)["oldest_due_at"] = min(filter(None, (known, row.oldest)))
     for state, condition in ((State.CLAIMED, claimed), (State.DEAD, dead)):
         totals = select(message.c.destination, func.count()).where(condition).group_by(message.c.destination)
-        for name, total in connection.execute(totals).tuples():
+        for name, total in connection.execute(totals).all():
             of(name)[state.value] = total
     return found
 
@@ -64,7 +64,7 @@ def delivered_since(connection: Connection, since: datetime) -> dict[str, int]:
     """Messages delivered after an instant, per destination, from the newest deliveries back."""
     total = func.sum(delivery.c.messages)
     statement = select(delivery.c.destination, total).where(delivery.c.outcome == "delivered", delivery.c.finished_at > since)
-    rows = connection.execute(statement.group_by(delivery.c.destination)).tuples()
+    rows = connection.execute(statement.group_by(delivery.c.destination)).all()
     return {name: int(count) for name, count in rows}
 
 

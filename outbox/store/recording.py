@@ -137,12 +137,12 @@ def release_streams(connection: Connection, ids: Collection[int]) -> None:
     heads = connection.execute(select(message.c.stream_id, message.c.due_at, message.c.lane).where(at_head_of(free)))
     head = {row.stream_id: row for row in heads}
     deaths = (
-        select(message.c.stream_id, func.min(message.c.id))
+        select(message.c.stream_id, func.min(message.c.id).label("first"))
         .join(stream, message.c.stream_id == stream.c.id)
         .where(stream.c.id.in_(free), in_stream, dead, message.c.stream_number > stream.c.forgiven)
         .group_by(message.c.stream_id)
     )
-    died = dict(connection.execute(deaths).tuples().all())
+    died = {row.stream_id: row.first for row in connection.execute(deaths)}
     for stream_id in free:
         row = head.get(stream_id)
         now_at = {"due_at": row.due_at, "lane": row.lane} if row else {"due_at": None}
