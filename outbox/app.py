@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session, scoped_session
 
 from outbox import intake
 from outbox.ambient import Ambient
-from outbox.database import Database, not_power_safe
+from outbox.database import Database, missing_tables, not_power_safe
 from outbox.destinations.base import Destination
 from outbox.errors import (
     ConfigurationError,
@@ -27,6 +29,7 @@ from outbox.errors import (
     NotDurable,
     OutboxError,
     Refused,
+    SchemaError,
     SpoolError,
     UnknownDestination,
 )
@@ -37,7 +40,7 @@ from outbox.spool.directory import DirectorySpool
 from outbox.store import arriving, keeping
 
 #: Rows looked at in one transaction of housekeeping.
-_HANDFUL = 500
+HANDFUL = 500
 
 
 class Outbox:
@@ -111,12 +114,18 @@ class Outbox:
         request = intake.examine(
             self.destination(destination), payload, files or {}, key, ordering_key, due_at, lane, self._roots
         )
-        connection = session if isinstance(session, Connection) else session.connection()
-        self._mind_durability(connection)
         now = self.ambient.now()
         attachments, fresh = self._spool_all(request)
         try:
+            # Only now, with the files at rest: the first statement may take SQLite's write lock.
+            connection = session if isinstance(session, Connection) else session.connection()
+            self._mind_durability(connection)
             return self._insert(connection, request, attachments, {file.name for file in fresh}, now)
+        except (OperationalError, ProgrammingError) as error:
+            self._drop(fresh)
+            if missing_tables(error):
+                raise SchemaError("the database has no outbox schema yet; run: outbox db upgrade") from error
+            raise
         except BaseException:
             self._drop(fresh)
             raise
@@ -151,15 +160,22 @@ class Outbox:
         now = self.ambient.now()
         swept = 0
         old = (entry.name for entry in self.spool_store.list() if entry.modified_at <= now - grace)
-        while names := [name for _, name in zip(range(_HANDFUL), old, strict=False)]:
-            with self.database.read() as connection:
-                rubbish = keeping.without_row(connection, names)
-            for name in sorted(rubbish):
-                self.spool_store.park(name)
-                swept += 1
-        # What was parked just now carries the present time, so a clean with a grace of zero takes it too.
-        self.spool_store.clean(self.ambient.now() - grace, self.ambient.now() - 7 * grace)
+        for name in self._without_row(old):
+            self.spool_store.park(name)
+            swept += 1
+        # What was parked just now carries the present time, so a grace of zero takes it too.
+        forgotten = self.ambient.now() - 7 * grace
+        for name in self._without_row(entry.name for entry in self.spool_store.parked() if entry.modified_at <= forgotten):
+            self.spool_store.delete(name)
+        self.spool_store.clean(self.ambient.now() - grace)
         return swept
+
+    def _without_row(self, names: Iterator[str]) -> Iterator[str]:
+        """Of these files, those that no row vouches for, a handful at a time."""
+        while handful := list(itertools.islice(names, HANDFUL)):
+            with self.database.read() as connection:
+                rubbish = keeping.without_row(connection, handful)
+            yield from sorted(rubbish)
 
     def free_files(self) -> int:
         """Delete the bytes of files whose messages were delivered an hour ago and that nothing else needs; returns how many.
@@ -171,7 +187,7 @@ class Outbox:
             if not keeping.files_to_free(connection, now, 1):
                 return 0
         with self.database.begin() as connection:
-            due = keeping.files_to_free(connection, now, _HANDFUL)
+            due = keeping.files_to_free(connection, now, HANDFUL)
             needed = keeping.still_needed(connection, due)
             going = [name for name in due if name not in needed]
             keeping.keep(connection, needed)
@@ -246,7 +262,7 @@ class Outbox:
             lane=request.lane or (Lane.LARGE if large else Lane.NORMAL),
             key=request.key or self.ambient.new_id(),
             payload=request.text,
-            digest=intake.digest(request.text, attachments),
+            digest=intake.digest(request.text, attachments, request.ordering_key),
             size=request.size,
             file_bytes=file_bytes,
             files=len(attachments),
@@ -254,9 +270,9 @@ class Outbox:
             due_at=request.due_at or now,
             clock_plausible=intake.plausible(now),
         )
-        for each in attachments:
-            if each.file.name not in fresh and not arriving.use_file(connection, each.file.name, now):
-                raise SpoolError(_spool_again(each.name))
+        shared = {each.file.name: each.name for each in attachments if each.file.name not in fresh}
+        for name in arriving.freed(connection, shared) if shared else ():
+            raise SpoolError(_spool_again(shared[name]))
         place = arriving.next_in_stream(connection, new, request.ordering_key) if request.ordering_key else None
         message_id = arriving.add_message(connection, new, place)
         if message_id is None:
@@ -267,10 +283,18 @@ class Outbox:
                 raise KeyConflict(new.destination, new.key, known.id)
             self._drop(each.file for each in attachments if each.file.name in fresh)
             return Enqueued(known.id, False, known.state)
-        for each in attachments:
-            if each.file.name in fresh:
-                arriving.add_file(connection, each.file, now)
-        arriving.attach(connection, message_id, attachments)
+        try:
+            if place is not None:
+                arriving.wake_stream(connection, place[0], new)
+            for each in attachments:
+                if each.file.name in fresh:
+                    arriving.add_file(connection, each.file, now)
+            arriving.attach(connection, message_id, attachments)
+        except DBAPIError:
+            # A caller may go on and commit: then there must be no message without its files.
+            with contextlib.suppress(DBAPIError):
+                arriving.withdraw(connection, message_id)
+            raise
         return Enqueued(message_id, True, State.PENDING)
 
     def _drop(self, files: Iterable[SpooledFile]) -> None:

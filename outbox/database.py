@@ -11,12 +11,14 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from outbox.errors import ConfigurationError
 
 #: Seconds a SQLite writer waits for its turn.
 _BUSY_TIMEOUT = 60
+#: Seconds that a Postgres transaction of ours may stand still; ours never pause for as long.
+_IDLE_TIMEOUT = 10
 #: Workers checkpoint far more often than this; it only bounds the WAL (about 80 MB) while none is running. SQLite before
 #: 3.51.3 can lose a race between two checkpointers, so in the normal course of things there is only one.
 _AUTOCHECKPOINT_PAGES = 20_000
@@ -31,31 +33,47 @@ def connect(url: str | URL) -> Engine:
     they begin, so that a transaction never fails halfway with "database is locked". Postgres: any driver of SQLAlchemy's.
     Raises ConfigurationError for a URL that is none, or for another database.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise ConfigurationError(
-            "cannot read the database URL; expected something like sqlite:///outbox.db or postgresql+psycopg://user@host/name"
-        ) from None
-    name = parsed.get_backend_name()
+    url = parsed(url)
+    name = url.get_backend_name()
     if name == "sqlite":
-        if not parsed.database or parsed.database == ":memory:":
+        if not url.database or url.database == ":memory:":
             raise ConfigurationError("an outbox needs a database file: a SQLite database in memory is lost with its process")
         # One connection is the process's place in the queue for SQLite's write lock: threads wait for it in turn, instead of
         # racing each other through the busy handler, which is not fair.
-        _create_privately(Path(parsed.database))
-        engine = create_engine(parsed, hide_parameters=True, pool_size=1, max_overflow=0, pool_timeout=2 * _BUSY_TIMEOUT)
+        if not url.database.startswith("file:"):
+            _create_privately(Path(url.database))
+        engine = create_engine(url, hide_parameters=True, pool_size=1, max_overflow=0, pool_timeout=2 * _BUSY_TIMEOUT)
         _begin_immediate(engine)
         prepare(engine)
         return engine
     if name == "postgresql":
         try:
-            return create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20)
+            engine = create_engine(
+                url,
+                hide_parameters=True,
+                isolation_level="READ COMMITTED",
+                pool_pre_ping=True,
+                pool_size=10,
+                max_overflow=20,
+            )
         except ModuleNotFoundError as error:
             raise ConfigurationError(
-                f"the driver for {parsed.drivername} is not installed ({error.name}); pip install 'durable-outbox[postgres]'"
+                f"the driver of {url.drivername} is not installed ({error.name}); write postgresql+psycopg:// and "
+                "pip install 'durable-outbox[postgres]'"
             ) from None
+        _let_go_when_frozen(engine)
+        return engine
     raise ConfigurationError(f"expected a SQLite or Postgres database, got {name!r}")
+
+
+def parsed(url: str | URL) -> URL:
+    """A database URL in its parts. Raises ConfigurationError, without repeating it: it may hold a password."""
+    try:
+        return make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            "cannot read the database URL; expected something like sqlite:///outbox.db or postgresql+psycopg://user@host/name"
+        ) from None
 
 
 def _create_privately(path: Path) -> None:
@@ -102,6 +120,17 @@ def _begin_immediate(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
+def _let_go_when_frozen(engine: Engine) -> None:
+    """The server ends our transactions that stand still: a stopped or unplugged worker would keep its locks for as long."""
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TIMEOUT}s'")
+        cursor.close()
+        connection.commit()
+
+
 class Database:
     """Our engine on one database, opened when it is first used and dropped in a forked child.
 
@@ -110,26 +139,32 @@ class Database:
     """
 
     def __init__(self, given: str | URL | Engine) -> None:
-        self._given = given.url if isinstance(given, Engine) and given.dialect.name == "sqlite" else given
+        self._lent: Engine | None = None
+        if isinstance(given, Engine) and given.dialect.name == "postgresql":
+            # What a caller says about isolation is for the caller: ours counts on locks that last until COMMIT, and on seeing
+            # what was committed while one was waited for.
+            self._lent = given.execution_options(isolation_level="READ COMMITTED")
+        self._url = given.url if isinstance(given, Engine) else parsed(given)
         self._engine: Engine | None = None
-        self._pid = 0
+        self._pid = os.getpid()
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        url = self._given.url if isinstance(self._given, Engine) else make_url(self._given)
-        return f"Database({url.render_as_string(hide_password=True)})"
+        return f"Database({self._url.render_as_string(hide_password=True)})"
 
     @property
     def engine(self) -> Engine:
         if self._engine is None or self._pid != os.getpid():
             with self._lock:
-                if self._engine is not None and self._pid != os.getpid():
+                if self._pid != os.getpid():
                     # The pool's connections are the parent's: using or closing them here would corrupt its work.
-                    self._engine.dispose(close=False)
+                    for inherited in (self._engine, self._lent):
+                        if inherited is not None:
+                            inherited.dispose(close=False)
                     self._engine = None
-                if self._engine is None:
-                    self._engine = self._given if isinstance(self._given, Engine) else connect(self._given)
                     self._pid = os.getpid()
+                if self._engine is None:
+                    self._engine = self._lent or connect(self._url)
         return self._engine
 
     @contextmanager
@@ -157,10 +192,10 @@ class Database:
                 raw.close()
 
     def close(self) -> None:
-        """Close every connection."""
-        if self._engine is not None:
+        """Close every connection of ours; those of a caller's engine are the caller's."""
+        if self._engine is not None and self._engine is not self._lent:
             self._engine.dispose(close=self._pid == os.getpid())
-            self._engine = None
+        self._engine = None
 
     @property
     def kind(self) -> str:
@@ -196,12 +231,10 @@ def not_power_safe(connection: Connection, take_write_lock: Any) -> str | None:
     goes first: a transaction that begins by reading could fail with "database is locked" at its first write.
     """
     known: dict[str, Any] = connection.info
-    if connection.dialect.name == "postgresql":
-        _require_transaction(connection)
+    _require_transaction(connection)
     if "outbox.power_safe" not in known:
         if connection.dialect.name == "sqlite":
             connection.execute(take_write_lock)
-            _require_transaction(connection)
             journal = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar()).lower()
             synchronous = int(connection.exec_driver_sql("PRAGMA synchronous").scalar() or 0)
             known["outbox.power_safe"] = _sqlite_fault(journal, synchronous)
@@ -217,11 +250,18 @@ def not_power_safe(connection: Connection, take_write_lock: Any) -> str | None:
 def _require_transaction(connection: Connection) -> None:
     """Raises ConfigurationError on a connection that commits each statement by itself, where nothing belongs together."""
     driver = connection.connection.dbapi_connection
-    # Each driver says it in a word of its own; SQLite's knows it only once something was to be written.
-    if getattr(driver, "in_transaction", True) is False or getattr(driver, "autocommit", False) is True:
+    # SQLite's driver leaves transactions to its user when it has no isolation level, and then there must be one by now.
+    left_alone = getattr(driver, "isolation_level", "") is None and getattr(driver, "in_transaction", True) is False
+    if getattr(driver, "autocommit", False) is True or (left_alone and connection.dialect.name == "sqlite"):
         raise ConfigurationError(
             "this connection is in autocommit mode: a message would be there before its files; use one with transactions"
         )
+
+
+def missing_tables(error: DBAPIError) -> bool:
+    """Whether a statement failed because our tables are not there."""
+    words = str(error.orig)
+    return "outbox_" in words and ("no such table" in words or "does not exist" in words)
 
 
 _POSTGRES_SETTINGS = text(

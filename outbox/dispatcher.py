@@ -14,9 +14,7 @@ from sqlalchemy import Connection
 from outbox.ambient import Ambient
 from outbox.database import Database
 from outbox.destinations.base import Destination
-from outbox.destinations.token import CredentialsRefused
-from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
-from outbox.model import Batch, Lane, Message, Reason
+from outbox.model import Batch, Lane, Message
 from outbox.policy import (
     FREE_AFTER,
     Door,
@@ -28,24 +26,24 @@ from outbox.policy import (
     after_success,
     fill,
     passage,
-    send_deadline,
 )
+from outbox.sending import Sender
 from outbox.spool.base import Spool
-from outbox.store import claiming, door, living, recording
-from outbox.transport import Transport, Upload
+from outbox.store import claiming, door, living, recording, streams
+from outbox.transport import Transport
 from outbox.verdict import (
     Delivered,
     Facts,
+    NotSent,
     Reject,
     Retry,
     Unknown,
     Verdict,
     charges_destination,
-    cleaned,
+    fit_for_a_row,
     outcome,
     settle,
 )
-from outbox.verdict import NotSent as NotSentVerdict
 
 log = logging.getLogger("outbox.dispatcher")
 
@@ -85,10 +83,9 @@ class Dispatcher:
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._database = database
-        self._spool = spool
         self._destinations = destinations
         self._ambient = ambient
-        self._transport = transport
+        self._sender = Sender(spool, ambient, transport)
         self._identity = identity
         self._stopping = stopping
         self._lock = threading.Lock()
@@ -116,7 +113,7 @@ class Dispatcher:
         match verdict:
             case Delivered() | Reject():
                 return True
-            case NotSentVerdict(accused=accused):
+            case NotSent(accused=accused):
                 return accused is not None
             case _:
                 return False
@@ -125,13 +122,14 @@ class Dispatcher:
         """Try again to record what the database did not take."""
         with self._lock:
             leftovers, self._unrecorded = self._unrecorded, []
-        for index, result in enumerate(leftovers):
+        errors = []
+        for result in leftovers:  # each by itself: one that cannot be recorded must not hold up the others
             try:
-                self._record(result)
-            except BaseException:
-                with self._lock:
-                    self._unrecorded += leftovers[index:]
-                raise
+                self._record_or_keep(result)
+            except Exception as error:  # noqa: BLE001 (raised below)
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def release_unheld(self) -> int:
         """Give back deliveries that are ours in the database and that no thread of ours knows of; returns how many.
@@ -144,22 +142,22 @@ class Dispatcher:
         with self._lock:
             # A claim that began before we looked may be among them and not be held yet; the next beat will tell.
             unheld = [] if self._claiming else [each for each in ours if each not in self._held]
-        verdict = NotSentVerdict(Facts(text="the claim was never begun"), charged=False)
+        verdict = NotSent(Facts(text="the claim was never begun"), charged=False)
         return self._settle_left_behind(unheld, verdict)
 
     def rescue(self) -> int:
-        """Settle the deliveries of workers that are gone; returns how many."""
+        """Settle the deliveries of workers that are gone, to destinations that we know the rules of; returns how many."""
         with self._database.read() as connection:
-            orphans = living.deliveries_of_the_gone(connection, 100)
+            orphans = living.deliveries_of_the_gone(connection, self._destinations, 100)
         return self._settle_left_behind(orphans, Unknown(Facts(text="the worker is gone")))
 
     def free_streams(self) -> None:
         """Free streams that a record could not, because a producer was writing to them."""
         with self._database.read() as connection:
-            idle = recording.idle_streams(connection)
+            idle = streams.idle(connection)
         if idle:
             with self._database.begin() as connection:
-                recording.release_streams(connection, idle)
+                streams.release(connection, idle, self._ambient.now())
 
     @property
     def holds(self) -> int:
@@ -197,10 +195,8 @@ class Dispatcher:
             return None
         for lane in lanes:
             waiting = claiming.waiting(connection, name, lane, now, policy.batch_messages)
-            waiting += claiming.heads(connection, name, lane, now, policy.batch_messages)
             if not waiting:
                 continue
-            waiting.sort(key=lambda each: (each.due_at, each.id))
             if allowed is Passage.PROBE:
                 # The one tried least: a message that breaks its destination must not be the only one to knock at its door.
                 taken = [min(waiting, key=lambda each: each.attempt)]
@@ -232,61 +228,13 @@ class Dispatcher:
             self._held.update(claimed)
 
     def _deliver(self, destination: Destination, batch: Batch) -> Verdict:
-        """What became of a batch. Never raises: whatever happens to a claim must be recorded."""
+        """What became of a batch; a stop of ours is nobody's fault."""
         if self._stopping():
-            return NotSentVerdict(Facts(text="stopped before the send began"), charged=False)
-        verdict = self._send_once(destination, batch)
-        if isinstance(verdict, Retry) and verdict.renew and destination.credentials is not None:
-            destination.credentials.renew()
-            verdict = self._send_once(destination, batch)
-        if isinstance(verdict, NotSentVerdict) and self._stopping():
+            return NotSent(Facts(text="stopped before the send began"), charged=False)
+        verdict = self._sender.send(destination, batch)
+        if isinstance(verdict, NotSent) and self._stopping():
             verdict = replace(verdict, charged=False)
         return verdict
-
-    def _send_once(self, destination: Destination, batch: Batch) -> Verdict:
-        try:
-            upload = destination.encode(batch)
-        except Exception as error:
-            log.exception("destination %s cannot encode delivery %s", destination.name, batch.delivery)
-            facts = Facts(text=cleaned(f"cannot be encoded: {type(error).__name__}"))
-            # A bug, or a message that brings it out: halved like a refused batch, so that it is found without the others.
-            return Reject(facts) if len(batch.messages) > 1 else Retry(facts)
-        try:
-            self._look_at_files(batch)
-            now = self._ambient.now()
-            credentials = destination.credentials
-            headers = credentials.headers(self._transport, now, self._ambient.monotonic()) if credentials else {}
-            upload = Upload(upload.url, upload.parts, {**upload.headers, **headers})
-            deadline = send_deadline(sum(part.size for part in upload.parts), destination.policy)
-            answer = self._transport.send(upload, self._spool.open, deadline, destination.policy.connect_timeout)
-        except (FileMissing, FileChanged) as error:
-            reason = Reason.FILE_MISSING if isinstance(error, FileMissing) else Reason.FILE_CHANGED
-            accused = next(each.id for each in batch.messages if any(a.file.name == error.name for a in each.attachments))
-            return NotSentVerdict(Facts(text=cleaned(str(error))), charged=False, accused=accused, reason=reason)
-        except (CredentialsRefused, ConfigurationError) as error:
-            return Retry(Facts(text=cleaned(str(error))), credentials=True)
-        except NoAnswer as error:
-            return Unknown(Facts(text=cleaned(str(error))))
-        except (NotSent, TransportError, SpoolError) as error:
-            return NotSentVerdict(Facts(text=cleaned(str(error))))
-        except Exception as error:
-            log.exception("delivery %s to %s failed on our side", batch.delivery, destination.name)
-            return Unknown(Facts(text=cleaned(f"failed on our side: {type(error).__name__}")))
-        try:
-            return destination.judge(answer, batch, self._ambient.now())
-        except Exception as error:
-            log.exception("destination %s cannot judge an answer with status %s", destination.name, answer.status)
-            facts = Facts(answer.status, text=cleaned(f"the answer cannot be judged: {type(error).__name__}"))
-            return Unknown(facts) if 200 <= answer.status < 300 else Retry(facts)
-
-    def _look_at_files(self, batch: Batch) -> None:
-        """A file that is missing or of another length costs no upload; one that differs inside is found while it is sent."""
-        for message in batch.messages:
-            for attachment in message.attachments:
-                file = attachment.file
-                found = self._spool.size(file.name)
-                if found != file.size:
-                    raise FileChanged(file.name, f"it has {found} bytes instead of {file.size}")
 
     def _record_or_keep(self, result: Result) -> None:
         try:
@@ -311,7 +259,7 @@ class Dispatcher:
             self._mind_door(connection, result, policy, now)
             ids = [message.id for message in result.messages]
             charged = charges_destination(result.verdict)
-            recovered = recording.recovered(connection, result.destination, ids) if charged else set()
+            recovered = recording.recovered(connection, result.destination, ids) if charged and result.witnessed else set(ids)
             settled = {
                 message.id: (
                     message.attempt,
@@ -327,8 +275,8 @@ class Dispatcher:
                 )
                 for message in result.messages
             }
-            written = recording.record(connection, result.delivery, result.worker, settled, now)
-            facts = result.verdict.facts
+            written = recording.record(connection, result.delivery, result.worker, settled, now, keep_late=result.witnessed)
+            facts = fit_for_a_row(result.verdict.facts)
             recording.finish_delivery(connection, result.delivery, outcome(result.verdict), facts, now)
             with_files = [each.id for each in result.messages if each.attachments and each.id in written]
             if with_files and isinstance(result.verdict, Delivered):
@@ -340,7 +288,12 @@ class Dispatcher:
         name, verdict = result.destination, result.verdict
         charged = charges_destination(verdict)
         answered = isinstance(verdict, Delivered | Reject) and verdict.facts.status is not None
-        if not result.witnessed or not (charged or answered):
+        if not result.witnessed:
+            return
+        if not (charged or answered):
+            if result.probe:  # it never knocked: another may at once
+                seen = door.door(connection, name, lock=True)
+                door.move_door(connection, name, seen, Door(seen.failures, now if seen.shut else None, seen.stop), now)
             return
         seen = door.door(connection, name)
         if not charged and seen == Door(stop=seen.stop) and seen.stop is not Stop.CREDENTIALS:

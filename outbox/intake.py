@@ -90,7 +90,8 @@ def examine(
     # The destination looks even at what is not quite JSON, so that all faults come out together.
     faults += destination.check(Draft(payload, "", given))
     if faults:
-        raise Refused(list(dict.fromkeys(faults)))
+        shown = (Fault(json_payload.printable(path), json_payload.printable(text)) for path, text in faults)
+        raise Refused(list(dict.fromkeys(shown)))
     text = json_payload.text(payload)
     size = destination.weigh(Draft(payload, text, given, {each.name: each.size for each in offered}))
     limit = destination.text_limit
@@ -100,9 +101,9 @@ def examine(
     return Request(destination, text, size, tuple(offered), key, ordering_key, when, Lane(str(lane)) if lane else None)
 
 
-def digest(text: str, attachments: Sequence[Attachment]) -> str:
-    """What a repeated key must match: the payload, and each file's name and bytes; wherever the file came from."""
-    sha256 = hashlib.sha256(text.encode())
+def digest(text: str, attachments: Sequence[Attachment], ordering_key: str | None) -> str:
+    """What a repeated key must match: the payload, its place, and each file's name and bytes, wherever it came from."""
+    sha256 = hashlib.sha256(text.encode() + b"\0" + (ordering_key or "").encode())
     for each in sorted(attachments, key=lambda attachment: attachment.name):
         sha256.update(b"\0".join(part.encode() for part in ("", each.name, each.filename, each.content_type, each.file.sha256)))
     return sha256.hexdigest()

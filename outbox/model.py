@@ -128,6 +128,7 @@ class Message:
     batch_limit: int | None
     size: int
     file_bytes: int
+    files: int = 0
     attachments: tuple[Attachment, ...] = ()
 
 

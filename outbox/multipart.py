@@ -114,6 +114,9 @@ class Form:
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes; small parts are joined, so that a thousand tiny files are not a thousand tiny sends."""
+        if size and self._position == self._length:
+            # Before the check: all of it is out, also when the deadline or a cut falls into this very moment.
+            self.sent_whole = True
         self._check()
         if self._blocks is None:
             self._blocks = iter(self)
@@ -125,15 +128,16 @@ class Form:
         else:
             gathered, self._rest = [self._rest], b""
             have = len(gathered[0])
-            while have < wanted and (more := next(self._blocks, b"")):
+            while have < wanted:
+                self._check()  # a file that is slow to read is under the deadline as well
+                if not (more := next(self._blocks, b"")):
+                    break
                 room = wanted - have
                 gathered.append(more[:room])
                 self._rest = more[room:]
                 have += len(gathered[-1])
             block = b"".join(gathered)
         self._position += len(block)
-        if not block and wanted:
-            self.sent_whole = self._position == self._length
         return block
 
     def tell(self) -> int:

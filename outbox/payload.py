@@ -12,6 +12,9 @@ from outbox.errors import Fault
 #: Nesting that a payload, or an answer, may have.
 DEPTH = 32
 
+#: Bits of a number with a thousand digits; Python itself refuses to write more than 4300.
+_LONGEST_INTEGER = 3322
+
 Path = tuple[str | int, ...]
 
 
@@ -28,11 +31,21 @@ def has_controls(text: str) -> bool:
     return any(letter < " " or "\x7f" <= letter <= "\x9f" or "\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def printable(text: str) -> str:
+    """Text for a terminal or a log: what would steer it, or no UTF-8 can carry, is written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def faults(value: object, path: Path = ()) -> Iterator[Fault]:
     """Everything in a value that is not JSON, with its path."""
     match value:
-        case None | bool() | int():
+        case None | bool():
             return
+        case int():
+            if value.bit_length() > _LONGEST_INTEGER:
+                yield Fault(shown(path), "is a number of more than a thousand digits, which few can read; send a string")
         case str():
             if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
                 yield Fault(shown(path), "holds half of a surrogate pair, which no UTF-8 text can carry")

@@ -86,31 +86,32 @@ stream = Table(
     Column("destination", String(100), nullable=False),
     Column("ordering_key", String(255), nullable=False),
     Column("last_number", BigInteger, nullable=False),
-    Column("lane", String(10), nullable=False),  # of its head
-    Column("due_at", Instant, comment="of its head; null when nothing waits"),
+    UniqueConstraint("destination", "ordering_key"),
+    sqlite_autoincrement=True,
+)
+
+#: Where each stream stands: the row that workers lock, and not the producers' one, so that neither waits for the other.
+head = Table(
+    "outbox_head",
+    metadata,
+    Column("stream_id", ForeignKey(stream.c.id), primary_key=True, autoincrement=False),
+    Column("destination", String(100), nullable=False),
+    Column("lane", String(10), nullable=False, comment="of the stream's first unfinished message"),
+    Column("due_at", Instant, comment="of the same; null when the stream is at rest"),
     Column("claimed_by", String(32)),
     Column("served", BigInteger, nullable=False, server_default=text("0"), comment="the last delivery it was part of"),
     Column("blocked_by", BigInteger, comment="the dead message that holds it up"),
-    Column(
-        "forgiven",
-        BigInteger,
-        nullable=False,
-        server_default=text("0"),
-        comment="deaths up to this number block no more",
-    ),
-    UniqueConstraint("destination", "ordering_key"),
+    Column("forgiven", BigInteger, nullable=False, server_default=text("0"), comment="deaths up to this number block no more"),
     one_of("lane", Lane),
-    sqlite_autoincrement=True,
 )
 partial(
-    "ix_outbox_stream_due",
-    stream.c.destination,
-    stream.c.lane,
-    stream.c.served,
-    where=and_(stream.c.due_at.is_not(None), stream.c.claimed_by.is_(None), stream.c.blocked_by.is_(None)),
+    "ix_outbox_head_due",
+    head.c.destination,
+    head.c.lane,
+    head.c.served,
+    where=and_(head.c.due_at.is_not(None), head.c.claimed_by.is_(None), head.c.blocked_by.is_(None)),
 )
-
-partial("ix_outbox_stream_claimed", stream.c.claimed_by, where=stream.c.claimed_by.is_not(None))
+partial("ix_outbox_head_claimed", head.c.claimed_by, where=head.c.claimed_by.is_not(None))
 
 message = Table(
     "outbox_message",
@@ -195,7 +196,6 @@ file = Table(
     Column("sha256", String(64), nullable=False),
     Column("md5", String(32), nullable=False),
     Column("created_at", Instant, nullable=False),
-    Column("used_at", Instant, nullable=False, comment="when a message was last given it"),
     Column("free_at", Instant, comment="when its bytes may go, unless a message still needs them"),
     Column("freed_at", Instant, comment="when its bytes went"),
     CheckConstraint("size >= 0", name="size"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.cookiejar
+import io
 import secrets
 import socket
 import threading
@@ -88,8 +89,9 @@ class RequestsTransport:
 
     def post_json(self, url: str, body: bytes, deadline: float, connect: float) -> Answer:
         with self._fuse(deadline) as fuse:
+            document = _Document(body)
             headers = {"Content-Type": "application/json; charset=utf-8"}
-            return self._post(url, body, headers, fuse, connect, lambda: True)
+            return self._post(url, document, headers, fuse, connect, lambda: document.sent_whole)
 
     def cut(self) -> None:
         with self._lock:
@@ -101,7 +103,7 @@ class RequestsTransport:
     def _post(
         self,
         url: str,
-        body: Form | bytes,
+        body: Form | _Document,
         headers: Mapping[str, str],
         fuse: _Fuse,
         connect: float,
@@ -143,8 +145,8 @@ class RequestsTransport:
             if self._closed:
                 raise NotSent("not begun because the worker stops")
             self._running.add(fuse)
-        fuse.light()
         try:
+            fuse.light()
             yield fuse
         finally:
             fuse.put_out()
@@ -172,6 +174,17 @@ class RequestsTransport:
             self._local.session = None
 
 
+class _Document(io.BytesIO):
+    """A small body that knows, as a form does, whether all of it went out."""
+
+    sent_whole = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        block = super().read(size)
+        self.sent_whole = self.sent_whole or not block
+        return block
+
+
 class _Fuse:
     """A send's total deadline: requests' own timeouts bound silence, not duration.
 
@@ -185,6 +198,7 @@ class _Fuse:
         self._timer = threading.Timer(seconds, self.blow, [f"not finished within its deadline of {seconds:g} s"])
         self._timer.daemon = True
         self._connection: HTTPConnection | None = None
+        self._sock: socket.socket | None = None
         self.reason: str | None = None
 
     def light(self) -> None:
@@ -192,6 +206,8 @@ class _Fuse:
 
     def put_out(self) -> None:
         self._timer.cancel()
+        # A timer that fires in this very moment must not shut the connection under the next request.
+        self._connection = self._sock = None
 
     def left(self) -> float:
         return max(0.001, self._ends - time.monotonic())
@@ -206,6 +222,8 @@ class _Fuse:
     def carry(self, connection: HTTPConnection) -> None:
         """This connection does the request's work: it is the one to shut."""
         self._connection = connection
+        # Kept, since a connection forgets its socket when the answer says that it is the last: then only the answer reads it.
+        self._sock = getattr(connection, "sock", None) or self._sock
         if self.reason is not None:
             self._shut()
 
@@ -214,7 +232,7 @@ class _Fuse:
         self._shut()
 
     def _shut(self) -> None:
-        sock = getattr(self._connection, "sock", None)
+        sock = getattr(self._connection, "sock", None) or self._sock
         if sock is not None:
             with contextlib.suppress(OSError):
                 # On a TLS socket this shuts the TCP connection below, which is what wakes a blocked call.
@@ -265,6 +283,11 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*args, blocksize=BLOCK, **named)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
+    def proxy_manager_for(self, proxy: str, **named: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, blocksize=BLOCK, **named)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+        return manager
+
 
 def _read_bounded(response: requests.Response, fuse: _Fuse) -> tuple[bytes, bool]:
     """At most ANSWER_LIMIT decoded bytes of the answer, and whether that was all of it.
@@ -300,5 +323,6 @@ def _in_words(error: Exception) -> str:
         return f"{type(cause).__name__}: {cause.strerror}"
     if isinstance(cause, TransportError):
         return str(cause)
-    known = (HTTPError, OSError, requests.exceptions.SSLError)
-    return f"{type(cause).__name__}: {cause}" if isinstance(cause, known) else type(cause).__name__
+    # What requests itself says of a header that it refuses holds the header's value.
+    shown = isinstance(cause, HTTPError | OSError) and not isinstance(cause, requests.exceptions.InvalidHeader)
+    return f"{type(cause).__name__}: {cause}" if shown else type(cause).__name__

@@ -124,7 +124,8 @@ def settle(
     """The row that `message` becomes after `verdict` on a delivery of `batch` messages.
 
     `recovered` tells that the destination delivered something else since this message's last failure there: only then does
-    a failure that the destination is charged for count against the message too.
+    a failure that the destination is charged for count against the message too, be it an answer or none. For a delivery whose
+    worker died, which no destination can be charged for, it is true.
     """
     failures, unknowns, limit = message.failures, message.unknowns, message.batch_limit
     halved = max(1, batch // 2)
@@ -159,13 +160,24 @@ def settle(
                 unknowns += 1
                 return dead(Outcome.UNKNOWN, Reason.OUTCOME_UNKNOWN)
             if batch > 1:
-                return pending(Outcome.UNKNOWN, halved)
-            unknowns += 1
+                return pending(Outcome.UNKNOWN, halved, faulted=True)
+            if recovered:
+                unknowns += 1
             if unknowns > policy.max_unknown:
                 return dead(Outcome.UNKNOWN, Reason.OUTCOME_UNKNOWN)
-            return pending(Outcome.UNKNOWN)
+            return pending(Outcome.UNKNOWN, faulted=True)
         case _:
             assert_never(verdict)
+
+
+def fit_for_a_row(facts: Facts) -> Facts:
+    """Facts that any database takes, whatever a destination's `judge` made of an answer."""
+    return Facts(
+        facts.status,
+        facts.code if facts.code is not None and abs(facts.code) < 2**63 else None,
+        None if facts.text is None else cleaned(facts.text),
+        None if facts.request_id is None else cleaned(facts.request_id, 255),
+    )
 
 
 def cleaned(text: str, limit: int = TEXT_LIMIT) -> str:

@@ -18,7 +18,7 @@ from apscheduler.triggers.date import DateTrigger
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import migrate
-from outbox.app import Outbox
+from outbox.app import HANDFUL, Outbox
 from outbox.dispatcher import Dispatcher, WorkerGone
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.model import Lane
@@ -79,6 +79,8 @@ class Worker:
         self._stop_grace = stop_grace
         self._presence = Presence(outbox.database, outbox.ambient, gone_after)
         self._identity_lock = threading.Lock()
+        self._failing: set[str] = set()
+        self._signals = _Signals()
         self._dispatcher = Dispatcher(
             outbox.database,
             outbox.spool_store,
@@ -117,9 +119,9 @@ class Worker:
         Call it in the main thread if signals shall stop it. Raises SchemaError when the database is not migrated, or newer than
         this code.
         """
-        with _Signals() as signals, self:
+        with self._signals, self:
             while not self._stop.wait(_LOOK_FOR_SIGNALS):
-                if signals.seen or (until_idle and self._nothing_left()):
+                if self._signals.seen or (until_idle and self._nothing_left()):
                     return
 
     def start(self) -> None:
@@ -139,23 +141,22 @@ class Worker:
         self._stop.set()
 
     def join(self) -> None:
-        """Wait for the end: at most `stop_grace` seconds, then what is still being sent is cut."""
+        """Wait for the end: at most `stop_grace` seconds, or until a second signal, then what is still being sent is cut."""
         self._stop.set()
         ends = time.monotonic() + self._stop_grace
-        while any(loop.running for loop in self._loops) and time.monotonic() < ends:
+        while self._sending() and time.monotonic() < ends and not self._signals.insistent:
             time.sleep(0.02)
-        if any(loop.running for loop in self._loops):
-            log.warning("cutting off what is still being sent after %s s", self._stop_grace)
+        if self._sending():
+            log.warning("cutting off what is still being sent")
             self._transport.cut()
         self._scheduler.shutdown(wait=True)
         self._pulse.join()
-        try:
-            self._dispatcher.record_leftovers()
-            self._dispatcher.release_unheld()
-            self._presence.leave()
-        except SQLAlchemyError:
-            log.exception("the end of worker %s could not be recorded; its claims will be rescued", self.id)
+        for step in (self._dispatcher.record_leftovers, self._dispatcher.release_unheld, self._presence.leave):
+            self._attempt(step)
         log.info("worker %s has stopped", self.id, extra={"worker_id": self.id})
+
+    def _sending(self) -> bool:
+        return any(loop.running for loop in self._loops)
 
     def _senders(self) -> list[_Loop]:
         loops: list[_Loop] = []
@@ -167,12 +168,9 @@ class Worker:
         return loops
 
     def _housekeeping(self) -> list[_Loop]:
-        def every(seconds: float, chore: Callable[[], object], name: str) -> _Loop:
-            def round_() -> bool:
-                chore()
-                return False
-
-            return _Loop(name, round_, seconds)
+        def every(seconds: float, chore: Callable[[], int | None], name: str) -> _Loop:
+            # A full handful means that there is more: the disk must not fill up while delivery goes well.
+            return _Loop(name, lambda: chore() == HANDFUL, seconds)
 
         return [
             every(_CHECKPOINT_EVERY, self.outbox.database.checkpoint, "checkpoint"),
@@ -212,40 +210,51 @@ class Worker:
 
     def _keep_pulse(self) -> None:
         """Beats, rescue, and the watch over the scheduler; by the monotonic clock, on a thread of its own."""
-        failing = False
+        steps = (
+            self._beat,
+            self._dispatcher.record_leftovers,
+            self._dispatcher.release_unheld,
+            self._look,
+            self._dispatcher.rescue,
+            self._dispatcher.free_streams,
+        )
         while not self._stop_pulse():
-            try:
-                self._beat()
-                failing = False
-            except WorkerGone as gone:
-                self._start_anew(str(gone))
-            except (SQLAlchemyError, OutboxError) as error:
-                if not failing:
-                    log.warning("cannot keep worker %s known as alive: %s", self.id, _brief(error))
-                failing = True
-            except Exception:
-                log.exception("the pulse of worker %s faltered", self.id)
+            for step in steps:  # each by itself: one that fails must not take the others along
+                self._attempt(step)
             self._watch()
 
     def _stop_pulse(self) -> bool:
         """Wait for the next beat; beats go on while a stopping worker still finishes a send."""
         if not self._stop.wait(self._presence.look_every):
             return False
-        if any(loop.running for loop in self._loops):
+        if self._sending():
             time.sleep(min(0.05, self._presence.look_every))
             return False
         return True
+
+    def _attempt(self, step: Callable[[], object]) -> None:
+        """Take a step of the pulse; what goes wrong is said once, until it goes well again."""
+        name = step.__name__.strip("_")
+        try:
+            step()
+            self._failing.discard(name)
+        except WorkerGone as gone:
+            self._start_anew(str(gone))
+        except (SQLAlchemyError, OutboxError) as error:
+            if name not in self._failing:
+                log.warning("worker %s cannot %s for now: %s", self.id, name.replace("_", " "), _brief(error))
+            self._failing.add(name)
+        except Exception:
+            log.exception("worker %s failed to %s", self.id, name.replace("_", " "))
 
     def _beat(self) -> None:
         identity = self.id
         if not self._presence.beat():
             raise WorkerGone(identity)
-        self._dispatcher.record_leftovers()
-        self._dispatcher.release_unheld()
+
+    def _look(self) -> None:
         for gone in self._presence.look():
             log.warning("worker %s is gone; its claims are taken back", gone, extra={"worker_id": gone})
-        self._dispatcher.rescue()
-        self._dispatcher.free_streams()
 
     def _watch(self) -> None:
         """Wake loops that the scheduler sleeps over: after a step back of the wall clock it would for as long as the step."""
@@ -267,11 +276,11 @@ class Worker:
     def _nothing_left(self) -> bool:
         try:
             with self.outbox.database.read() as connection:
-                left = looking.left_to_do(connection, self.destinations, self.outbox.ambient.now())
+                left = looking.anything_left(connection, self.destinations, self.outbox.ambient.now())
         except SQLAlchemyError as error:
             log.warning("cannot look at the database: %s", _brief(error))
             return False
-        return left == 0 and self._dispatcher.holds == 0
+        return not left and self._dispatcher.holds == 0
 
 
 class _Sender:
@@ -302,8 +311,13 @@ class _Signals:
     """
 
     def __init__(self) -> None:
-        self.seen = False
+        self.seen = 0
         self._before: dict[int, object] = {}
+
+    @property
+    def insistent(self) -> bool:
+        """Whether somebody does not want to wait."""
+        return self.seen > 1
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
@@ -316,7 +330,7 @@ class _Signals:
             signal.signal(number, before)  # type: ignore[arg-type]  # what signal.signal returned
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.seen = True
+        self.seen += 1
 
 
 def _brief(error: BaseException) -> str:

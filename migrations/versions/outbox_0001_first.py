@@ -41,8 +41,7 @@ def upgrade() -> None:
         sa.Column("request_id", sa.String(length=255), nullable=True, comment="the destination's name for it"),
         sa.CheckConstraint("lane IN ('bulk', 'express', 'large', 'normal')", name=op.f("ck_outbox_delivery_lane")),
         sa.CheckConstraint(
-            "outcome IN ('delivered', 'not_sent', 'reject', 'retry', 'unknown')",
-            name=op.f("ck_outbox_delivery_outcome"),
+            "outcome IN ('delivered', 'not_sent', 'reject', 'retry', 'unknown')", name=op.f("ck_outbox_delivery_outcome")
         ),
         sa.CheckConstraint("(outcome IS NULL) = (finished_at IS NULL)", name=op.f("ck_outbox_delivery_finished_has_outcome")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox_delivery")),
@@ -96,7 +95,6 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("md5", sa.String(length=32), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("used_at", sa.DateTime(timezone=True), nullable=False, comment="when a message was last given it"),
         sa.Column(
             "free_at",
             sa.DateTime(timezone=True),
@@ -122,15 +120,33 @@ def upgrade() -> None:
         sa.Column("destination", sa.String(length=100), nullable=False),
         sa.Column("ordering_key", sa.String(length=255), nullable=False),
         sa.Column("last_number", sa.BigInteger(), nullable=False),
-        sa.Column("lane", sa.String(length=10), nullable=False),
-        sa.Column("due_at", sa.DateTime(timezone=True), nullable=True, comment="of its head; null when nothing waits"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox_stream")),
+        sa.UniqueConstraint("destination", "ordering_key", name=op.f("uq_outbox_stream_destination")),
+        sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "outbox_worker",
+        sa.Column("id", sa.String(length=32), nullable=False),
+        sa.Column("host", sa.String(length=255), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("beat", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "beat_at", sa.DateTime(timezone=True), nullable=False, comment="for people; workers compare beats, not clocks"
+        ),
+        sa.Column("gone", sa.Boolean(), nullable=False),
+        sa.Column("stop_asked", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox_worker")),
+    )
+    op.create_table(
+        "outbox_head",
+        sa.Column("stream_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
+        sa.Column("destination", sa.String(length=100), nullable=False),
+        sa.Column("lane", sa.String(length=10), nullable=False, comment="of the stream's first unfinished message"),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=True, comment="of the same; null when the stream is at rest"),
         sa.Column("claimed_by", sa.String(length=32), nullable=True),
         sa.Column(
-            "served",
-            sa.BigInteger(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="the last delivery it was part of",
+            "served", sa.BigInteger(), server_default=sa.text("0"), nullable=False, comment="the last delivery it was part of"
         ),
         sa.Column("blocked_by", sa.BigInteger(), nullable=True, comment="the dead message that holds it up"),
         sa.Column(
@@ -140,45 +156,27 @@ def upgrade() -> None:
             nullable=False,
             comment="deaths up to this number block no more",
         ),
-        sa.CheckConstraint("lane IN ('bulk', 'express', 'large', 'normal')", name=op.f("ck_outbox_stream_lane")),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox_stream")),
-        sa.UniqueConstraint("destination", "ordering_key", name=op.f("uq_outbox_stream_destination")),
-        sqlite_autoincrement=True,
+        sa.CheckConstraint("lane IN ('bulk', 'express', 'large', 'normal')", name=op.f("ck_outbox_head_lane")),
+        sa.ForeignKeyConstraint(["stream_id"], ["outbox_stream.id"], name=op.f("fk_outbox_head_stream_id")),
+        sa.PrimaryKeyConstraint("stream_id", name=op.f("pk_outbox_head")),
     )
     op.create_index(
-        "ix_outbox_stream_claimed",
-        "outbox_stream",
+        "ix_outbox_head_claimed",
+        "outbox_head",
         ["claimed_by"],
         unique=False,
         postgresql_where=sa.text("claimed_by IS NOT NULL"),
         sqlite_where=sa.text("claimed_by IS NOT NULL"),
     )
     op.create_index(
-        "ix_outbox_stream_due",
-        "outbox_stream",
+        "ix_outbox_head_due",
+        "outbox_head",
         ["destination", "lane", "served"],
         unique=False,
         postgresql_where=sa.text("due_at IS NOT NULL AND claimed_by IS NULL AND blocked_by IS NULL"),
         sqlite_where=sa.text("due_at IS NOT NULL AND claimed_by IS NULL AND blocked_by IS NULL"),
     )
 
-    op.create_table(
-        "outbox_worker",
-        sa.Column("id", sa.String(length=32), nullable=False),
-        sa.Column("host", sa.String(length=255), nullable=False),
-        sa.Column("pid", sa.Integer(), nullable=False),
-        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("beat", sa.BigInteger(), nullable=False),
-        sa.Column(
-            "beat_at",
-            sa.DateTime(timezone=True),
-            nullable=False,
-            comment="for people; workers compare beats, not clocks",
-        ),
-        sa.Column("gone", sa.Boolean(), nullable=False),
-        sa.Column("stop_asked", sa.Boolean(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox_worker")),
-    )
     op.create_table(
         "outbox_message",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -198,19 +196,11 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=10), nullable=False),
         sa.Column("reason", sa.String(length=20), nullable=True),
         sa.Column(
-            "attempt",
-            sa.Integer(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="numbers the tries; never falls",
+            "attempt", sa.Integer(), server_default=sa.text("0"), nullable=False, comment="numbers the tries; never falls"
         ),
         sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False, comment="charged to it; limited"),
         sa.Column(
-            "unknowns",
-            sa.Integer(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="tries without an answer; limited",
+            "unknowns", sa.Integer(), server_default=sa.text("0"), nullable=False, comment="tries without an answer; limited"
         ),
         sa.Column("batch_limit", sa.Integer(), nullable=True, comment="halved each time a batch it was in is refused"),
         sa.Column("replays", sa.Integer(), server_default=sa.text("0"), nullable=False),
@@ -223,10 +213,7 @@ def upgrade() -> None:
         sa.Column("claimed_by", sa.String(length=32), nullable=True, comment="the worker that tries it"),
         sa.Column("delivery_id", sa.BigInteger(), nullable=True, comment="the delivery under way"),
         sa.Column(
-            "faulted_in",
-            sa.BigInteger(),
-            nullable=True,
-            comment="the last delivery of it that the destination was charged for",
+            "faulted_in", sa.BigInteger(), nullable=True, comment="the last delivery of it that the destination was charged for"
         ),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("traceparent", sa.String(length=64), nullable=True),
@@ -344,8 +331,9 @@ def downgrade() -> None:
     op.drop_table("outbox_attachment")
 
     op.drop_table("outbox_message")
-    op.drop_table("outbox_worker")
 
+    op.drop_table("outbox_head")
+    op.drop_table("outbox_worker")
     op.drop_table("outbox_stream")
 
     op.drop_table("outbox_file")

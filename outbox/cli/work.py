@@ -77,10 +77,14 @@ def drain(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     outbox = working.outbox
     with outbox.database.read() as connection:
         counts = looking.counts(connection, outbox.ambient.now())
+        put_off = looking.put_off(connection, working.destinations)
     left = {name: counts.get(name, {}).get("due", 0) for name in working.destinations}
+    put_off = {name: put_off.get(name, 0) for name in working.destinations}
     if as_json:
-        emit({"left": left})
+        emit({"left": left, "put_off": put_off})
     else:
-        say("; ".join(f"{name}: {count} left" if count else f"{name}: nothing left" for name, count in left.items()))
-    if any(left.values()):
+        for name in working.destinations:
+            later = f", {put_off[name]} put off to a later try" if put_off[name] else ""
+            say(f"{name}: {left[name] or 'nothing'} left{later}")
+    if any(left.values()) or any(put_off.values()):
         ctx.exit(LEFT_BEHIND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from outbox.errors import ConfigurationError, Fault
 from outbox.model import Batch, Draft, Message
 from outbox.policy import Policy
 from outbox.transport import Answer, Transport, Upload
-from outbox.verdict import Facts, Retry, Verdict
+from outbox.verdict import Facts, Retry, Verdict, cleaned
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 
@@ -86,7 +87,7 @@ def check_url(url: str, allow_plain_http: bool, owner: str) -> None:
     """Raises ConfigurationError unless `url` is an address that uploads may go to."""
     parts = urlsplit(url)
     if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise ConfigurationError(f"{owner}: expected a URL that begins with https://, got {url!r}")
+        raise ConfigurationError(f"{owner}: expected a URL that begins with https:// and names a host")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigurationError(f"{owner}: the URL must hold no user name, password, query or fragment")
     if parts.scheme == "http" and not allow_plain_http:
@@ -103,14 +104,17 @@ def retry_after(answer: Answer, now: datetime) -> float | None:
     try:
         when = parsedate_to_datetime(value)
         return max(0.0, (when - now).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
 def redirected(answer: Answer) -> Retry:
     """A redirect is never followed: a POST would turn into a GET, or our token would go to another host."""
-    target = urlsplit(answer.headers.get("location", ""))
-    where = f" to {target.scheme}://{target.hostname}{target.path}" if target.hostname else ""
+    where = ""
+    with contextlib.suppress(ValueError):  # an address that is none
+        target = urlsplit(answer.headers.get("location", ""))
+        # Without the query: it may hold a ticket to somewhere.
+        where = cleaned(f" to {target.scheme}://{target.hostname}{target.path}", 500) if target.hostname else ""
     return Retry(Facts(answer.status, text=f"redirected{where}; redirects are not followed: set the final address"))
 
 

@@ -189,7 +189,7 @@ class EnosEvents(Destination):
         elif not isinstance(time, int) or isinstance(time, bool):
             yield Fault("time", f"expected milliseconds since 1970 as an integer, got {time!r}")
         elif not 0 <= time < 2**63:
-            yield Fault("time", f"expected milliseconds since 1970, got {time}")
+            yield Fault("time", "expected milliseconds since 1970, got a number out of range")
 
     def _member_faults(self, struct: dict[str, Any]) -> Iterator[Fault]:
         name = self.action.member

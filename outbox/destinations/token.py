@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from outbox.destinations.base import check_url
-from outbox.errors import OutboxError, TransportError
+from outbox.errors import NotSent, OutboxError, TransportError
 from outbox.secret import Secret, as_secret
 from outbox.transport import Answer, Transport
 from outbox.verdict import cleaned
@@ -33,6 +33,10 @@ _MEANING = {
     1004: "a parameter is invalid",
     1202: "a parameter is empty",
 }
+#: Seconds that a token is believed to live at most, whatever the service says.
+_LONGEST_LIFE = 86_400
+#: Seconds between two tries to renew a token that still lives.
+_PATIENCE = 60.0
 _DEADLINE = 30.0
 _CONNECT = 10.0
 
@@ -57,6 +61,8 @@ class Token:
         self._value: str | None = None
         self._ends = 0.0
         self._renew_at = 0.0
+        self._refused = False
+        self._given = threading.local()
         self._last_stamp = 0
 
     def __repr__(self) -> str:
@@ -70,14 +76,26 @@ class Token:
         with self._lock:
             if self._value is None or monotonic >= self._ends:
                 self._get(transport, now, monotonic)
-            elif monotonic >= self._renew_at:
+            elif self._refused:
                 self._refresh(transport, now, monotonic)
+            elif monotonic >= self._renew_at:
+                try:
+                    self._refresh(transport, now, monotonic)
+                except TransportError:
+                    # Renewing early is a courtesy: while the token lives, an outage of its service stops nothing.
+                    self._renew_at = monotonic + _PATIENCE
+            self._given.value = self._value
             return {HEADER: self._value or ""}
 
     def renew(self) -> None:
-        """The token was not accepted: ask for another one next time."""
+        """The token was not accepted: ask for another one next time.
+
+        Only if it is the one that this thread was given last: when several uploads are refused at once, one of them renews, and
+        the others must not end its new token by renewing that as well.
+        """
         with self._lock:
-            self._renew_at = 0.0
+            if getattr(self._given, "value", self._value) == self._value:
+                self._refused = True
 
     def _get(self, transport: Transport, now: datetime, monotonic: float) -> None:
         status, data, words = self._call(transport, _GET, now, {})
@@ -106,7 +124,11 @@ class Token:
             key = self._app_key.reveal()
             signature = hashlib.sha256(f"{key}{stamp}{self._app_secret.reveal()}".encode()).hexdigest()
             body = {"appKey": key, "encryption": signature, "timestamp": stamp, **more}
-            answer = transport.post_json(self._url + path, json.dumps(body).encode(), _DEADLINE, _CONNECT)
+            try:
+                answer = transport.post_json(self._url + path, json.dumps(body).encode(), _DEADLINE, _CONNECT)
+            except TransportError as error:
+                # Whatever went out, nothing of the upload did: its outcome is not in doubt.
+                raise NotSent(f"the token service did not answer: {error}") from None
             status, data, words = _read(answer)
             if status != _REPEATED:
                 break
@@ -116,8 +138,11 @@ class Token:
         value, seconds = data.get("accessToken"), data.get("expire")
         if not isinstance(value, str) or not value or not (value.isascii() and value.isprintable()):
             raise TransportError("the token service answered without a usable token")
-        lifetime = float(seconds) if isinstance(seconds, int | float) and not isinstance(seconds, bool) else 0.0
+        lifetime = 0.0
+        if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0:
+            lifetime = float(min(seconds, _LONGEST_LIFE))
         self._value = value
+        self._refused = False
         self._ends = monotonic + lifetime
         # Half of a short rest of life: a fixed margin would renew before every single call.
         self._renew_at = self._ends - min(600.0, lifetime / 2)

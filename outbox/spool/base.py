@@ -50,8 +50,11 @@ class Spool(Protocol):
     def park(self, name: str) -> None:
         """Set aside a file that no row seems to refer to; `open` still finds it."""
 
-    def clean(self, unfinished_before: datetime, parked_before: datetime) -> int:
-        """Delete what an interrupted `put` left before the first instant, and what was parked before the second."""
+    def parked(self) -> Iterator[SpoolEntry]:
+        """Every file that was set aside, with the time of that."""
+
+    def clean(self, before: datetime) -> None:
+        """Delete what a `put` that was interrupted before that instant has left."""
 
 
 class Oversize(SpoolError):

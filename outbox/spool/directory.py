@@ -3,6 +3,7 @@
     spool/4f/…4f        files at rest, spread over 256 folders by the last two digits of their names
     spool/.unfinished/  files being written
     spool/.swept/       files that no row referred to when they were swept
+    spool/.outbox-spool the mark of a spool: without it the disk is not mounted
 
 The order that a power cut must not break: write, fsync the file, rename, fsync the folder; the row comes after all that.
 """
@@ -10,6 +11,7 @@ The order that a power cut must not break: write, fsync the file, rename, fsync 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -22,6 +24,8 @@ from outbox.model import SpooledFile
 from outbox.spool.base import Oversize, SpoolEntry, checked_name
 
 _BLOCK = 256 * 1024
+#: The file that tells a spool from an empty mount point.
+_MARK = ".outbox-spool"
 #: Dirty pages are pushed out this often, so that the final fsync has little left to do.
 _WRITE_BACK = 16 * 1024 * 1024
 
@@ -43,6 +47,8 @@ class DirectorySpool:
         try:
             for folder in (self.root, self._unfinished, self._swept):
                 self._make_durable(folder)
+            (self.root / _MARK).touch(0o600)
+            _sync_folder(self.root)
         except OSError as error:
             raise SpoolError(f"cannot create the spool {self.root}: {error.strerror}") from error
 
@@ -50,32 +56,34 @@ class DirectorySpool:
         final = self._path(name)
         unfinished = self._unfinished / name
         try:
+            if self._unfinished not in self._durable:
+                self.prepare()
             self._make_durable(self._unfinished)
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+            ours = unfinished
             try:
                 with os.fdopen(descriptor, "wb", buffering=0) as target:
+                    if final.exists():
+                        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
                     spooled = _copy(name, source, target.fileno(), limit)
                     # A failed fsync is never tried again on the same file: the kernel may have dropped the pages.
                     os.fsync(target.fileno())
                 self._make_durable(final.parent)
-                unfinished.rename(final)
+                ours = unfinished.rename(final)
                 _sync_folder(final.parent)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    unfinished.unlink()
-                with contextlib.suppress(OSError):
-                    final.unlink()
+                    ours.unlink()
                 raise
         except OSError as error:
             raise SpoolError(f"cannot spool a file in {self.root}: {error.strerror or error}") from error
         return spooled
 
     def open(self, name: str) -> BinaryIO:
-        path = self._find(name)
         try:
-            descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+            descriptor = os.open(self._find(name), os.O_RDONLY | _FLAGS)
         except FileNotFoundError:
-            raise FileMissing(name) from None
+            raise self._missing(name) from None
         except OSError as error:
             raise SpoolError(f"cannot read spooled file {name}: {error.strerror}") from error
         return os.fdopen(descriptor, "rb", buffering=0)
@@ -84,13 +92,15 @@ class DirectorySpool:
         try:
             return self._find(name).stat().st_size
         except FileNotFoundError:
-            raise FileMissing(name) from None
+            raise self._missing(name) from None
+        except OSError as error:
+            raise SpoolError(f"cannot look at spooled file {name}: {error.strerror}") from error
 
     def touch(self, name: str) -> None:
         try:
             os.utime(self._find(name))
         except FileNotFoundError:
-            raise FileMissing(name) from None
+            raise self._missing(name) from None
         except OSError as error:
             raise SpoolError(f"cannot touch spooled file {name}: {error.strerror}") from error
 
@@ -106,7 +116,8 @@ class DirectorySpool:
             return
         for folder in sorted(self.root.iterdir()):
             if len(folder.name) == 2 and not folder.is_symlink() and folder.is_dir():
-                yield from _entries(folder)
+                # One that lies in the wrong folder is none that `open` would find.
+                yield from (entry for entry in _entries(folder) if self._path(entry.name).parent == folder)
 
     def park(self, name: str) -> None:
         try:
@@ -119,16 +130,21 @@ class DirectorySpool:
         except OSError as error:
             raise SpoolError(f"cannot set aside spooled file {name}: {error.strerror}") from error
 
-    def clean(self, unfinished_before: datetime, parked_before: datetime) -> int:
-        removed = 0
-        for folder, before in ((self._unfinished, unfinished_before), (self._swept, parked_before)):
-            if not folder.is_dir():
-                continue
-            for entry in _entries(folder):
+    def parked(self) -> Iterator[SpoolEntry]:
+        if self._swept.is_dir():
+            yield from _entries(self._swept)
+
+    def clean(self, before: datetime) -> None:
+        if self._unfinished.is_dir():
+            for entry in _entries(self._unfinished):
                 if entry.modified_at <= before:
-                    (folder / entry.name).unlink(missing_ok=True)
-                    removed += 1
-        return removed
+                    (self._unfinished / entry.name).unlink(missing_ok=True)
+
+    def _missing(self, name: str) -> SpoolError:
+        """A file is missing only from a spool that is there: one that is not mounted says nothing about its files."""
+        if (self.root / _MARK).exists():
+            return FileMissing(name)
+        return SpoolError(f"{self.root} is not a spool: its mark {_MARK} is missing; is the disk mounted?")
 
     def _path(self, name: str) -> Path:
         return self.root / checked_name(name)[-2:] / name
@@ -165,7 +181,9 @@ def _copy(name: str, source: BinaryIO, target: int, limit: int | None) -> Spoole
     sha256 = hashlib.sha256()
     md5 = hashlib.md5(usedforsecurity=False)  # the EnOS wire asks for it, as a checksum
     size = pushed = 0
-    while block := source.read(_BLOCK):
+    while (block := source.read(_BLOCK)) != b"":
+        if block is None:
+            raise BlockingIOError(errno.EAGAIN, "the stream has no more bytes yet; give one that waits for them")
         size += len(block)
         if limit is not None and size > limit:
             raise Oversize(limit)

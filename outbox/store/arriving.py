@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Update, case, false, insert, select, update
+from sqlalchemy import Connection, Update, delete, false, insert, select, update
 
 from outbox.database import insert_or_nothing, insert_or_update
 from outbox.model import Attachment, Lane, SpooledFile, State
-from outbox.tables import attachment, file, message, stream
+from outbox.tables import attachment, file, head, message, stream
 
 #: A statement that writes nothing and yet takes SQLite's write lock.
 TAKE_WRITE_LOCK: Update = update(stream).where(false()).values(last_number=stream.c.last_number)
@@ -45,22 +45,21 @@ class Known(NamedTuple):
 def next_in_stream(connection: Connection, new: NewMessage, ordering_key: str) -> tuple[int, int]:
     """The stream of an ordering key and the next number in it.
 
-    The row stays locked until the caller's COMMIT, so numbers are given in commit order. A stream at rest becomes due with this
-    message.
+    The row stays locked until the caller's COMMIT, so numbers are given in commit order.
     """
-    rests = stream.c.due_at.is_(None)
-    upsert = insert_or_update(
-        connection,
-        stream,
-        ["destination", "ordering_key"],
-        {
-            "last_number": stream.c.last_number + 1,
-            "lane": case((rests, new.lane), else_=stream.c.lane),
-            "due_at": case((rests, new.due_at), else_=stream.c.due_at),
-        },
-    ).values(destination=new.destination, ordering_key=ordering_key, last_number=1, lane=new.lane, due_at=new.due_at)
-    stream_id, number = connection.execute(upsert.returning(stream.c.id, stream.c.last_number)).one()
+    change = {"last_number": stream.c.last_number + 1}
+    upsert = insert_or_update(connection, stream, ["destination", "ordering_key"], change)
+    values = {"destination": new.destination, "ordering_key": ordering_key, "last_number": 1}
+    stream_id, number = connection.execute(upsert.values(values).returning(stream.c.id, stream.c.last_number)).one()
+    if number == 1:
+        connection.execute(insert(head).values(stream_id=stream_id, destination=new.destination, lane=new.lane))
     return stream_id, number
+
+
+def wake_stream(connection: Connection, stream_id: int, new: NewMessage) -> None:
+    """A stream at rest becomes due with its new message; one that is under way finds it by itself."""
+    at_rest = (head.c.stream_id == stream_id, head.c.due_at.is_(None))
+    connection.execute(update(head).where(*at_rest).values(due_at=new.due_at, lane=new.lane))
 
 
 def add_message(connection: Connection, new: NewMessage, place: tuple[int, int] | None) -> int | None:
@@ -105,16 +104,25 @@ def add_file(connection: Connection, spooled: SpooledFile, now: datetime, free_a
             "sha256": spooled.sha256,
             "md5": spooled.md5,
             "created_at": now,
-            "used_at": now,
             "free_at": free_at,
         },
     )
 
 
-def use_file(connection: Connection, name: str, now: datetime) -> bool:
-    """Keep a spooled file from being freed while the caller's transaction is open; False when its bytes went already."""
-    statement = update(file).where(file.c.name == name, file.c.freed_at.is_(None)).values(used_at=now)
-    return connection.execute(statement).rowcount == 1
+def freed(connection: Connection, names: Collection[str]) -> set[str]:
+    """Of these spooled files, those whose bytes have been freed; the others are kept until the caller's COMMIT.
+
+    The lock is the one that a reference to a row takes anyway: only freeing respects it, so nobody else waits.
+    """
+    connection.execute(TAKE_WRITE_LOCK)
+    statement = select(file.c.name).where(file.c.name.in_(names), file.c.freed_at.is_(None)).order_by(file.c.name)
+    kept = connection.execute(statement.with_for_update(read=True, key_share=True)).scalars()
+    return set(names) - set(kept)
+
+
+def withdraw(connection: Connection, message_id: int) -> None:
+    """Undo `add_message` in the same transaction, for a caller who goes on after an error."""
+    connection.execute(delete(message).where(message.c.id == message_id))
 
 
 def attach(connection: Connection, message_id: int, attachments: Sequence[Attachment]) -> None:

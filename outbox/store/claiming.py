@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, and_, exists, insert, or_, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Row, exists, insert, or_, select, update
 
 from outbox.model import Attachment, Lane, Message, SpooledFile, State
-from outbox.tables import attachment, delivery, file, in_stream, loose, message, pending, stream, unfinished, worker
+from outbox.store import streams
+from outbox.tables import attachment, delivery, file, head, loose, message, pending, worker
 
 
 class Waiting(NamedTuple):
@@ -27,89 +28,44 @@ class Waiting(NamedTuple):
 
 
 def still_here(connection: Connection, worker_id: str) -> bool:
-    """Whether the worker has not been declared gone; nobody can declare it before this transaction ends."""
-    statement = select(worker.c.id).where(worker.c.id == worker_id, worker.c.gone.is_(False)).with_for_update(read=True)
+    """Whether the worker has not been declared gone.
+
+    Without a lock, which many claims at once would keep from the beat: one that slips in while the worker is being declared
+    gone is rescued a moment later like the rest.
+    """
+    statement = select(worker.c.id).where(worker.c.id == worker_id, worker.c.gone.is_(False))
     return connection.execute(statement).one_or_none() is not None
 
 
 def anything_due(connection: Connection, name: str, lanes: Collection[Lane], now: datetime) -> bool:
     """Whether a claim could find something; reads only."""
-    free = exists().where(
-        message.c.destination == name,
-        message.c.lane.in_(lanes),
-        pending,
-        loose,
-        message.c.due_at <= now,
-    )
-    ordered = exists().where(_due_streams(name, lanes, now))
-    return bool(connection.execute(select(or_(free, ordered))).scalar())
+    # One look at the beginning of each lane's queue: asked for any message at all, Postgres may choose to read the whole table.
+    firsts = [
+        select(message.c.id).where(*_due(name, lane, now)).order_by(message.c.due_at, message.c.id).limit(1).exists()
+        for lane in lanes
+    ]
+    ordered = exists().where(streams.due(name, lanes, now))
+    return bool(connection.execute(select(or_(*firsts, ordered))).scalar())
 
 
-def _due_streams(name: str, lanes: Collection[Lane], now: datetime) -> Any:
-    return and_(
-        stream.c.destination == name,
-        stream.c.lane.in_(lanes),
-        stream.c.due_at <= now,
-        stream.c.claimed_by.is_(None),
-        stream.c.blocked_by.is_(None),
-    )
+def _due(name: str, lane: Lane, now: datetime) -> tuple[ColumnElement[bool], ...]:
+    return (message.c.destination == name, message.c.lane == lane, pending, loose, message.c.due_at <= now)
 
 
 _WAITING: tuple[Column[Any], ...] = tuple(message.c[name] for name in Waiting._fields)
 
 
 def waiting(connection: Connection, name: str, lane: Lane, now: datetime, limit: int) -> list[Waiting]:
-    """The oldest due messages of a lane that belong to no stream, locked; those locked by another claim are passed over."""
+    """The oldest due messages of a lane and the first ones of its due streams, locked; without those that others lock."""
     statement = (
         select(*_WAITING)
-        .where(
-            message.c.destination == name,
-            message.c.lane == lane,
-            pending,
-            loose,
-            message.c.due_at <= now,
-        )
+        .where(*_due(name, lane, now))
         .order_by(message.c.due_at, message.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return [Waiting(*row) for row in connection.execute(statement)]
-
-
-def heads(connection: Connection, name: str, lane: Lane, now: datetime, limit: int) -> list[Waiting]:
-    """The first unfinished message of each due stream, least recently served first; streams and messages are locked.
-
-    A stream that says it is due and has nothing to send (its message was a repeated key) is put to rest.
-    """
-    due = (
-        select(stream.c.id)
-        .where(_due_streams(name, [lane], now))
-        .order_by(stream.c.served, stream.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    streams = list(connection.execute(due).scalars())
-    if not streams:
-        return []
-    rows = connection.execute(
-        select(*_WAITING, message.c.state).where(at_head_of(streams)).order_by(message.c.id).with_for_update(of=message)
-    ).all()
-    found = {row.stream_id: row for row in rows}
-    empty = [each for each in streams if each not in found]
-    if empty:
-        connection.execute(update(stream).where(stream.c.id.in_(empty)).values(due_at=None))
-    ready = [row for row in rows if row.state == State.PENDING and row.due_at <= now]
-    ready.sort(key=lambda row: streams.index(row.stream_id))
-    return [Waiting(*row[: len(_WAITING)]) for row in ready]
-
-
-def at_head_of(streams: Collection[int]) -> ColumnElement[bool]:
-    """The condition of a message that is the first in its stream that is not final."""
-    first = select(message.c.id).where(message.c.stream_id == stream.c.id, in_stream, unfinished)
-    heads_of = select(first.order_by(message.c.stream_number).limit(1).correlate(stream).scalar_subquery()).where(
-        stream.c.id.in_(streams)
-    )
-    return message.c.id.in_(heads_of)
+    rows = [*connection.execute(statement), *streams.take_heads(connection, name, lane, now, limit, _WAITING)]
+    return sorted((Waiting(*row) for row in rows), key=lambda each: (each.due_at, each.id))
 
 
 def start_delivery(
@@ -131,12 +87,13 @@ def start_delivery(
 def mark_claimed(connection: Connection, taken: Sequence[Waiting], worker_id: str, delivery_id: int) -> list[Message]:
     """Make the taken messages the worker's, number the attempt, and read what they carry; in the order they were taken."""
     ids = [each.id for each in taken]
-    streams = [each.stream_id for each in taken if each.stream_id is not None]
-    if streams:
-        connection.execute(update(stream).where(stream.c.id.in_(streams)).values(claimed_by=worker_id, served=delivery_id))
+    of_streams = [each.stream_id for each in taken if each.stream_id is not None]
+    if of_streams:
+        place = {"claimed_by": worker_id, "served": delivery_id}
+        connection.execute(update(head).where(head.c.stream_id.in_(of_streams)).values(place))
     statement = (
         update(message)
-        .where(message.c.id.in_(ids))
+        .where(message.c.id.in_(ids), pending)
         .values(state=State.CLAIMED, claimed_by=worker_id, delivery_id=delivery_id, attempt=message.c.attempt + 1)
         .returning(
             message.c.id,
@@ -148,12 +105,13 @@ def mark_claimed(connection: Connection, taken: Sequence[Waiting], worker_id: st
             message.c.batch_limit,
             message.c.size,
             message.c.file_bytes,
+            message.c.files,
         )
     )
     rows = {row.id: row for row in connection.execute(statement)}
     with_files = [each.id for each in taken if each.files]
     attached = attachments(connection, with_files) if with_files else {}
-    return [_message(rows[each], attached.get(each, [])) for each in ids]
+    return [_message(rows[each], attached.get(each, [])) for each in ids if each in rows]
 
 
 def _message(row: Row[Any], attached: Sequence[Attachment]) -> Message:
@@ -167,6 +125,7 @@ def _message(row: Row[Any], attached: Sequence[Attachment]) -> Message:
         batch_limit=row.batch_limit,
         size=row.size,
         file_bytes=row.file_bytes,
+        files=row.files,
         attachments=tuple(attached),
     )
 

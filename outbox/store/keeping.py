@@ -12,7 +12,7 @@ from outbox.tables import attachment, file, message
 
 
 def files_to_free(connection: Connection, now: datetime, limit: int) -> list[str]:
-    """Spooled files whose time to go has come, locked; those that an enqueue is just using are passed over."""
+    """Spooled files whose time to go has come, locked; those that an open transaction of a producer refers to are not."""
     statement = (
         select(file.c.name)
         .where(file.c.free_at <= now, file.c.freed_at.is_(None))

@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, and_, func, or_, select
+from sqlalchemy import Connection, RowMapping, and_, func, literal_column, or_, select
 
 from outbox.model import Lane, State
+from outbox.store import claiming
 from outbox.tables import (
     attachment,
     attempt,
@@ -39,29 +40,36 @@ def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     blank = {"due": 0, "waiting": 0, "claimed": 0, "dead": 0, "delivered_last_hour": 0, "oldest_due_at": None}
 
+    # SQLite groups by walking an index on the column, which here would be one over every message there is.
+    by_destination = message.c.destination.concat("")
+
     def of(name: str) -> dict[str, Any]:
         return found.setdefault(name, dict(blank) | {"stop": None, "stop_text": None, "open_until": None, "failures": 0})
 
     for row in connection.execute(select(destination).order_by(destination.c.name)):
         of(row.name).update(stop=row.stop, stop_text=row.stop_text, open_until=row.open_until, failures=row.failures)
-    # A condition for each partial index, so that neither database ever walks the delivered ones.
+    # A condition for each partial index, so that the delivered ones are never walked.
     for condition in (and_(pending, loose), and_(pending, in_stream)):
-        columns = (message.c.destination, func.count().label("messages"), func.min(message.c.due_at).label("oldest"))
+        columns = (
+            by_destination.label("destination"),
+            func.count().label("messages"),
+            func.min(message.c.due_at).label("oldest"),
+        )
         for due, when in (("due", message.c.due_at <= now), ("waiting", message.c.due_at > now)):
-            for row in connection.execute(select(*columns).where(condition, when).group_by(message.c.destination)):
+            for row in connection.execute(select(*columns).where(condition, when).group_by(by_destination)):
                 of(row.destination)[due] += row.messages
                 if due == "due":
                     known = of(row.destination)["oldest_due_at"]
                     of(row.destination)["oldest_due_at"] = min(filter(None, (known, row.oldest)))
     for state, condition in ((State.CLAIMED, claimed), (State.DEAD, dead)):
-        totals = select(message.c.destination, func.count()).where(condition).group_by(message.c.destination)
+        totals = select(by_destination, func.count()).where(condition).group_by(by_destination)
         for name, total in connection.execute(totals).all():
             of(name)[state.value] = total
     return found
 
 
 def delivered_since(connection: Connection, since: datetime) -> dict[str, int]:
-    """Messages delivered after an instant, per destination, from the newest deliveries back."""
+    """Messages delivered after an instant, per destination."""
     total = func.sum(delivery.c.messages)
     statement = select(delivery.c.destination, total).where(delivery.c.outcome == "delivered", delivery.c.finished_at > since)
     rows = connection.execute(statement.group_by(delivery.c.destination)).all()
@@ -82,7 +90,8 @@ def messages(connection: Connection, names: Collection[str], states: Collection[
     if names:
         statement = statement.where(message.c.destination.in_(names))
     if states:
-        statement = statement.where(message.c.state.in_(states))
+        # Words, not parameters: a partial index is only used by who says its condition.
+        statement = statement.where(message.c.state.in_([literal_column(f"'{State(state).value}'") for state in states]))
     return connection.execute(statement.order_by(message.c.id.desc()).limit(limit)).mappings().all()
 
 
@@ -127,15 +136,20 @@ def attempts_of(connection: Connection, message_id: int) -> Sequence[RowMapping]
     return connection.execute(statement.where(attempt.c.message_id == message_id).order_by(attempt.c.number)).mappings().all()
 
 
-def left_to_do(connection: Connection, names: Collection[str], now: datetime) -> int:
-    """Messages that are due or claimed: zero means that a drain is over. Blocked streams and closed doors do not count."""
+def anything_left(connection: Connection, names: Collection[str], now: datetime) -> bool:
+    """Whether a message is due or claimed. Blocked streams and destinations that are left alone for now do not count."""
     shut_for_now = and_(destination.c.open_until.is_not(None), destination.c.open_until > now)
     stopped = and_(destination.c.stop.is_not(None), destination.c.stop != "credentials")
-    open_doors = select(destination.c.name).where(destination.c.name.in_(names), ~or_(shut_for_now, stopped))
-    of_open = message.c.destination.in_(open_doors)
-    free = select(func.count()).where(of_open, message.c.lane.in_(list(Lane)), pending, loose, message.c.due_at <= now)
-    ordered = select(func.count()).where(
-        stream.c.destination.in_(open_doors), stream.c.due_at <= now, stream.c.blocked_by.is_(None)
-    )
-    tried = select(func.count()).where(message.c.destination.in_(names), claimed)
-    return sum(connection.execute(each).scalar_one() for each in (free, ordered, tried))
+    doors = select(destination.c.name).where(destination.c.name.in_(names), ~or_(shut_for_now, stopped))
+    open_ones = list(connection.execute(doors).scalars())
+    if any(claiming.anything_due(connection, name, list(Lane), now) for name in open_ones):
+        return True
+    tried = select(message.c.id).where(message.c.destination.concat("").in_(names), claimed).limit(1)
+    return connection.execute(tried).one_or_none() is not None
+
+
+def put_off(connection: Connection, names: Collection[str]) -> dict[str, int]:
+    """Per destination, messages that wait for another try after a failure of their own."""
+    by_destination = message.c.destination.concat("")
+    failed = select(by_destination, func.count()).where(by_destination.in_(names), pending, message.c.failures > 0)
+    return {name: int(count) for name, count in connection.execute(failed.group_by(by_destination)).all()}

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy import Connection, exists, insert, select, update
 
 from outbox.model import FINAL, Outcome
-from outbox.store.claiming import at_head_of
-from outbox.tables import attachment, attempt, claimed, dead, delivery, file, in_stream, message, stream
+from outbox.store import streams
+from outbox.tables import attachment, attempt, claimed, delivery, file, message
 from outbox.verdict import Facts, Settlement
 
 
@@ -33,17 +33,19 @@ def record(
     worker_id: str,
     settled: Mapping[int, tuple[int, Settlement]],
     now: datetime,
+    *,
+    keep_late: bool,
 ) -> set[int]:
     """Write what became of each message (id: attempt number and settlement), if the claim still holds; the ids written.
 
     `delivery_id` is new with every attempt, so asking for it is asking for the attempt number, for the whole set at once.
-    For the others the outcome is kept as the late one of an attempt that somebody else has ended.
+    For the others the outcome is kept, with `keep_late`, as the late one of an attempt that somebody else has ended.
     """
     groups: dict[Settlement, list[int]] = defaultdict(list)
     for message_id, (_, settlement) in settled.items():
         groups[settlement].append(message_id)
     written: set[int] = set()
-    streams: set[int] = set()
+    of_streams: set[int] = set()
     for settlement, ids in groups.items():
         statement = (
             update(message)
@@ -59,7 +61,7 @@ def record(
         for row in connection.execute(statement):
             written.add(row.id)
             if row.stream_id is not None:
-                streams.add(row.stream_id)
+                of_streams.add(row.stream_id)
     if written:
         rows = [
             {
@@ -72,7 +74,7 @@ def record(
             for message_id in sorted(written)
         ]
         connection.execute(insert(attempt), rows)
-    late = settled.keys() - written
+    late = settled.keys() - written if keep_late else set()
     for message_id in sorted(late):
         connection.execute(
             update(attempt)
@@ -84,8 +86,8 @@ def record(
             )
             .values(late_outcome=settled[message_id][1].outcome)
         )
-    if streams:
-        release_streams(connection, streams)
+    if of_streams:
+        streams.release(connection, of_streams, now)
     return written
 
 
@@ -124,39 +126,10 @@ def finish_delivery(connection: Connection, delivery_id: int, outcome: Outcome, 
     return connection.execute(statement).rowcount == 1
 
 
-def release_streams(connection: Connection, ids: Collection[int]) -> None:
-    """Let the next message of each stream be claimed; one in which a message has died stays blocked until a person acts.
-
-    A stream that a producer is writing to at this moment is passed over: waiting for its COMMIT would let a slow caller
-    hold up a sender. `idle_streams` finds it a little later.
-    """
-    locked = select(stream.c.id).where(stream.c.id.in_(ids)).order_by(stream.c.id).with_for_update(skip_locked=True)
-    free = list(connection.execute(locked).scalars())
-    if not free:
-        return
-    heads = connection.execute(select(message.c.stream_id, message.c.due_at, message.c.lane).where(at_head_of(free)))
-    head = {row.stream_id: row for row in heads}
-    deaths = (
-        select(message.c.stream_id, func.min(message.c.id).label("first"))
-        .join(stream, message.c.stream_id == stream.c.id)
-        .where(stream.c.id.in_(free), in_stream, dead, message.c.stream_number > stream.c.forgiven)
-        .group_by(message.c.stream_id)
-    )
-    died = {row.stream_id: row.first for row in connection.execute(deaths)}
-    for stream_id in free:
-        row = head.get(stream_id)
-        now_at = {"due_at": row.due_at, "lane": row.lane} if row else {"due_at": None}
-        blocked = {"claimed_by": None, "blocked_by": died.get(stream_id)}
-        connection.execute(update(stream).where(stream.c.id == stream_id).values(now_at | blocked))
-
-
-def idle_streams(connection: Connection) -> list[int]:
-    """Streams that say they are claimed although no message of theirs is."""
-    tried = exists().where(message.c.stream_id == stream.c.id, in_stream, claimed)
-    return list(connection.execute(select(stream.c.id).where(stream.c.claimed_by.is_not(None), ~tried)).scalars())
-
-
 def free_later(connection: Connection, ids: Collection[int], when: datetime) -> None:
     """The files of these delivered messages may be freed at that instant, unless another message needs them then."""
     names = select(attachment.c.file).where(attachment.c.message_id.in_(ids))
-    connection.execute(update(file).where(file.c.name.in_(names), file.c.freed_at.is_(None)).values(free_at=when))
+    # Locked by name first: two deliveries that share files must not take them in opposite orders.
+    locked = select(file.c.name).where(file.c.name.in_(names), file.c.freed_at.is_(None)).order_by(file.c.name)
+    found = list(connection.execute(locked.with_for_update(key_share=True)).scalars())
+    connection.execute(update(file).where(file.c.name.in_(found)).values(free_at=when))

@@ -1,0 +1,107 @@
+"""Encode, send, judge: whatever happens to an upload, it ends as a verdict."""
+
+from __future__ import annotations
+
+import logging
+
+from outbox.ambient import Ambient
+from outbox.destinations.base import Destination
+from outbox.destinations.token import CredentialsRefused
+from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, OutboxError, SpoolError, TransportError
+from outbox.model import Batch, Reason
+from outbox.policy import send_deadline
+from outbox.spool.base import Spool
+from outbox.transport import Answer, Transport, Upload
+from outbox.verdict import Facts, NotSent, Reject, Retry, Unknown, Verdict, cleaned
+
+log = logging.getLogger("outbox.sending")
+
+
+class Sender:
+    """Sends batches, one request each; any number of threads may, at the same time."""
+
+    def __init__(self, spool: Spool, ambient: Ambient, transport: Transport) -> None:
+        self._spool = spool
+        self._ambient = ambient
+        self._transport = transport
+
+    def send(self, destination: Destination, batch: Batch) -> Verdict:
+        """What became of a batch. Never raises: whatever happens to a claim must be recorded.
+
+        Credentials that have run out are renewed once, and the same request is made again.
+        """
+        for message in batch.messages:
+            if len(message.attachments) != message.files:
+                # Its transaction was committed although enqueue had failed in the middle of it.
+                facts = Facts(text=f"message {message.id} has {len(message.attachments)} of its {message.files} files")
+                return NotSent(facts, charged=False, accused=message.id, reason=Reason.FILE_MISSING)
+        try:
+            upload = destination.encode(batch)
+        except Exception as error:
+            log.exception("destination %s cannot encode delivery %s", destination.name, batch.delivery)
+            facts = Facts(text=cleaned(f"cannot be encoded: {type(error).__name__}"))
+            # A bug, or a message that brings it out: halved like a refused batch, so that it is found without the others.
+            return Reject(facts) if len(batch.messages) > 1 else Retry(facts)
+        verdict = self._once(destination, batch, upload)
+        if isinstance(verdict, Retry) and verdict.renew and destination.credentials is not None:
+            verdict = self._once(destination, batch, upload, renew=True)
+        return verdict
+
+    def _once(self, destination: Destination, batch: Batch, upload: Upload, *, renew: bool = False) -> Verdict:
+        try:
+            self._look_at_files(batch)
+            authorised = self._authorised(destination, upload, renew=renew)
+        except Exception as error:  # noqa: BLE001 (each ends as a verdict, and a bug is logged there)
+            return self._failed(error, destination, batch, began=False)
+        deadline = send_deadline(sum(part.size for part in upload.parts), destination.policy)
+        try:
+            answer = self._transport.send(authorised, self._spool.open, deadline, destination.policy.connect_timeout)
+        except Exception as error:  # noqa: BLE001 (each ends as a verdict, and a bug is logged there)
+            return self._failed(error, destination, batch, began=True)
+        return self._judged(answer, destination, batch)
+
+    def _authorised(self, destination: Destination, upload: Upload, *, renew: bool) -> Upload:
+        """The upload with what lets it in, asked for only now."""
+        credentials = destination.credentials
+        if credentials is None:
+            return upload
+        if renew:
+            credentials.renew()
+        headers = credentials.headers(self._transport, self._ambient.now(), self._ambient.monotonic())
+        return Upload(upload.url, upload.parts, {**upload.headers, **headers})
+
+    def _look_at_files(self, batch: Batch) -> None:
+        """A file that is missing or of another length costs no upload; one that differs inside is found while it is sent."""
+        for message in batch.messages:
+            for attachment in message.attachments:
+                file = attachment.file
+                found = self._spool.size(file.name)
+                if found != file.size:
+                    raise FileChanged(file.name, f"it has {found} bytes instead of {file.size}")
+
+    def _failed(self, error: Exception, destination: Destination, batch: Batch, *, began: bool) -> Verdict:
+        """No answer: what that means depends on what stood in the way, and on whether a request may have gone out whole."""
+        facts = Facts(text=cleaned(str(error)))
+        match error:
+            case FileMissing() | FileChanged():
+                reason = Reason.FILE_MISSING if isinstance(error, FileMissing) else Reason.FILE_CHANGED
+                owner = next(each.id for each in batch.messages if any(a.file.name == error.name for a in each.attachments))
+                return NotSent(facts, charged=False, accused=owner, reason=reason)
+            case CredentialsRefused() | ConfigurationError():
+                return Retry(facts, credentials=True)
+            case NoAnswer() if began:
+                return Unknown(facts)
+            case TransportError() | SpoolError() | OutboxError():
+                return NotSent(facts)
+            case _:
+                log.error("delivery %s to %s failed on our side", batch.delivery, destination.name, exc_info=error)
+                facts = Facts(text=cleaned(f"failed on our side: {type(error).__name__}"))
+                return Unknown(facts) if began else NotSent(facts)
+
+    def _judged(self, answer: Answer, destination: Destination, batch: Batch) -> Verdict:
+        try:
+            return destination.judge(answer, batch, self._ambient.now())
+        except Exception as error:
+            log.exception("destination %s cannot judge an answer with status %s", destination.name, answer.status)
+            facts = Facts(answer.status, text=cleaned(f"the answer cannot be judged: {type(error).__name__}"))
+            return Unknown(facts) if 200 <= answer.status < 300 else Retry(facts)
