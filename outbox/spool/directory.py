@@ -3,7 +3,6 @@
     spool/4f/…4f        files at rest, spread over 256 folders by the last two digits of their names
     spool/.unfinished/  files being written
     spool/.swept/       files that no row referred to when they were swept
-    spool/.outbox-spool the mark of a spool: without it the disk is not mounted
 
 The order that a power cut must not break: write, fsync the file, rename, fsync the folder; the row comes after all that.
 """
@@ -24,8 +23,6 @@ from outbox.model import SpooledFile
 from outbox.spool.base import Oversize, SpoolEntry, checked_name
 
 _BLOCK = 256 * 1024
-#: The file that tells a spool from an empty mount point.
-_MARK = ".outbox-spool"
 #: Dirty pages are pushed out this often, so that the final fsync has little left to do.
 _WRITE_BACK = 16 * 1024 * 1024
 
@@ -47,8 +44,6 @@ class DirectorySpool:
         try:
             for folder in (self.root, self._unfinished, self._swept):
                 self._make_durable(folder)
-            (self.root / _MARK).touch(0o600)
-            _sync_folder(self.root)
         except OSError as error:
             raise SpoolError(f"cannot create the spool {self.root}: {error.strerror}") from error
 
@@ -58,7 +53,8 @@ class DirectorySpool:
         try:
             if self._unfinished not in self._durable:
                 self.prepare()
-            self._make_durable(self._unfinished)
+            elif not self._unfinished.is_dir():
+                raise self._not_there()
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
             ours = unfinished
             try:
@@ -142,9 +138,12 @@ class DirectorySpool:
 
     def _missing(self, name: str) -> SpoolError:
         """A file is missing only from a spool that is there: one that is not mounted says nothing about its files."""
-        if (self.root / _MARK).exists():
+        if self._unfinished.is_dir():
             return FileMissing(name)
-        return SpoolError(f"{self.root} is not a spool: its mark {_MARK} is missing; is the disk mounted?")
+        return self._not_there()
+
+    def _not_there(self) -> SpoolError:
+        return SpoolError(f"{self.root} is not a spool, it has no {self._unfinished.name} in it; is the disk mounted?")
 
     def _path(self, name: str) -> Path:
         return self.root / checked_name(name)[-2:] / name

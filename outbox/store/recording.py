@@ -34,7 +34,7 @@ def record(
     settled: Mapping[int, tuple[int, Settlement]],
     now: datetime,
     *,
-    keep_late: bool,
+    keep_late: bool = True,
 ) -> set[int]:
     """Write what became of each message (id: attempt number and settlement), if the claim still holds; the ids written.
 
