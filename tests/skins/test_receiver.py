@@ -143,9 +143,7 @@ def token_request(**changes: Any) -> dict[str, Any]:
     return {"appKey": key, "timestamp": stamp, "encryption": encryption, **changes}
 
 
-def ask_for_token(
-    session: requests.Session, receiver: Receiver, operation: str, body: dict[str, Any]
-) -> dict[str, Any]:
+def ask_for_token(session: requests.Session, receiver: Receiver, operation: str, body: dict[str, Any]) -> dict[str, Any]:
     url = f"{receiver.token_url}/apim-token-service/v2.0/token/{operation}"
     answer: dict[str, Any] = session.post(url, json=body, timeout=10).json()
     return answer
@@ -989,9 +987,7 @@ RUN = [sys.executable, "-c", "from outbox.cli.receiver import receiver; receiver
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_until_it_is_told_to_end(
-    session: requests.Session, tmp_path: Path, end: signal.Signals
-) -> None:
+def test_the_command_serves_until_it_is_told_to_end(session: requests.Session, tmp_path: Path, end: signal.Signals) -> None:
     ledger, secret = tmp_path / "ledger.jsonl", tmp_path / "secret"
     secret.write_text("from a file\n")
     options = ["--json", "--ledger", str(ledger), "--keep-files", str(tmp_path / "kept"), "--refuse", "poison"]

@@ -1,0 +1,282 @@
+"""Claim: the oldest due messages, and the heads of streams, become one worker's and nobody else's."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from outbox import Lane, State
+from outbox.database import Database
+from outbox.store import arriving, claiming, living
+from outbox.tables import delivery, head
+from tests.factories import NOW, add_row, claim, dead, join, new_message, put, record, row_of, settlement, spooled
+
+Reopen = Callable[[], Database]
+SECOND = timedelta(seconds=1)
+
+
+def test_a_claim_takes_what_is_due_oldest_first(database: Database) -> None:
+    with database.begin() as connection:
+        later = put(connection, due_at=NOW + SECOND)
+        young, old = put(connection, due_at=NOW), put(connection, due_at=NOW - SECOND)
+
+        claimed = claim(connection, now=NOW)
+
+        assert claimed is not None
+        assert [old, young] == claimed.ids
+        assert State.PENDING == row_of(connection, later).state
+
+
+def test_of_equal_age_the_first_to_come_is_the_first_to_go(database: Database) -> None:
+    with database.begin() as connection:
+        ids = [put(connection) for _ in range(5)]
+
+        assert ids[:3] == [each.id for each in claiming.waiting(connection, "enos", Lane.NORMAL, NOW, 3)]
+
+
+def test_a_claim_is_of_one_destination_and_one_lane(database: Database) -> None:
+    with database.begin() as connection:
+        mine = put(connection)
+        put(connection, lane=Lane.BULK)
+        put(connection, destination="elsewhere")
+
+        claimed = claim(connection)
+
+    assert claimed is not None
+    assert [mine] == claimed.ids
+
+
+def test_only_pending_messages_are_claimed(database: Database) -> None:
+    with database.begin() as connection:
+        for state in State:
+            add_row(connection, state)
+
+        claimed = claim(connection)
+
+        assert claimed is not None
+        assert len(claimed.ids) == 1
+        assert claim(connection) is None
+
+
+def test_a_claimed_message_names_its_worker_its_delivery_and_a_new_attempt(database: Database) -> None:
+    with database.begin() as connection:
+        message_id = put(connection)
+        claimed = claim(connection, "w1")
+        row = row_of(connection, message_id)
+
+    assert claimed is not None
+    assert (State.CLAIMED, "w1", claimed.delivery, 1) == (row.state, row.claimed_by, row.delivery_id, row.attempt)
+    assert [1] == [message.attempt for message in claimed.messages]
+
+
+def test_a_claim_carries_payload_counters_and_files(database: Database) -> None:
+    photo = spooled()
+    with database.begin() as connection:
+        arriving.add_file(connection, photo, NOW)
+        put(connection, "bare", payload='{"a":1}', size=7)
+        put(connection, "full", files=[photo], file_bytes=3)
+
+        claimed = claim(connection)
+
+    assert claimed is not None
+    bare, full = claimed.messages
+    assert ("bare", '{"a":1}', 7, 0, ()) == (bare.key, bare.text, bare.size, bare.file_bytes, bare.attachments)
+    assert [photo.name] == [each.file.name for each in full.attachments]
+
+
+def test_a_delivery_is_written_before_anything_is_sent(database: Database) -> None:
+    with database.begin() as connection:
+        put(connection, size=10, file_bytes=5)
+        put(connection, size=20)
+        claim(connection, "w1")
+
+        row = connection.execute(sa.select(delivery)).one()
+
+    assert ("enos", "normal", "w1", 2, 35, False, None, None) == (
+        row.destination,
+        row.lane,
+        row.worker,
+        row.messages,
+        row.bytes,
+        row.probe,
+        row.finished_at,
+        row.outcome,
+    )
+
+
+def test_nothing_claimed_is_claimed_twice(database: Database, reopen: Reopen) -> None:
+    with database.begin() as connection:
+        ids = [put(connection) for _ in range(3)]
+    with database.begin() as connection:
+        first = claim(connection, "w1", limit=2)
+    with reopen().begin() as connection:
+        second = claim(connection, "w2")
+
+    assert first is not None
+    assert second is not None
+    assert (ids[:2], ids[2:]) == (first.ids, second.ids)
+
+
+def test_a_claim_passes_over_what_another_is_claiming(postgres_database: Database, reopen_postgres: Reopen) -> None:
+    with postgres_database.begin() as connection:
+        ids = [put(connection) for _ in range(4)]
+    with postgres_database.begin() as connection, reopen_postgres().begin() as other:
+        claim(connection, "w1", limit=2)
+
+        second = claim(other, "w2")
+
+    assert second is not None
+    assert ids[2:] == second.ids
+
+
+def test_a_claim_passes_over_a_stream_that_another_is_claiming(postgres_database: Database, reopen_postgres: Reopen) -> None:
+    with postgres_database.begin() as connection:
+        put(connection, ordering_key="pump")
+        fan = put(connection, ordering_key="fan")
+    with postgres_database.begin() as connection, reopen_postgres().begin() as other:
+        claim(connection, "w1", limit=1)
+
+        second = claim(other, "w2")
+
+    assert second is not None
+    assert [fan] == second.ids
+
+
+def test_of_a_stream_only_the_head_is_claimed(database: Database) -> None:
+    with database.begin() as connection:
+        first, _ = (put(connection, ordering_key="pump") for _ in range(2))
+        fan = put(connection, ordering_key="fan")
+        loose = put(connection)
+
+        claimed = claim(connection)
+
+        assert claimed is not None
+        assert {first, fan, loose} == set(claimed.ids)
+        assert claim(connection) is None
+
+
+def test_a_head_that_is_not_due_yet_holds_up_those_behind_it(database: Database) -> None:
+    with database.begin() as connection:
+        put(connection, ordering_key="pump", due_at=NOW + SECOND)
+        put(connection, ordering_key="pump", due_at=NOW)
+
+        assert claim(connection, now=NOW) is None
+        assert claim(connection, now=NOW + SECOND) is not None
+
+
+def test_streams_are_served_in_turns(database: Database) -> None:
+    order = []
+    with database.begin() as connection:
+        for name in ("pump", "fan", "pump", "fan", "pump", "fan"):
+            put(connection, f"{name}-{len(order)}", ordering_key=name)
+            order.append(name)
+    served = []
+    for _ in range(6):
+        with database.begin() as connection:
+            claimed = claim(connection, limit=1)
+            assert claimed is not None
+            served += [message.key.partition("-")[0] for message in claimed.messages]
+            record(connection, claimed.delivery, "w1", claimed.settled(), NOW)
+
+    assert ["pump", "fan"] * 3 == served
+
+
+def test_a_blocked_stream_is_left_alone(database: Database) -> None:
+    with database.begin() as connection:
+        put(connection, ordering_key="pump")
+        put(connection, ordering_key="pump")
+        claimed = claim(connection)
+        assert claimed is not None
+        record(connection, claimed.delivery, "w1", {claimed.ids[0]: (1, dead())}, NOW)
+
+        assert claim(connection) is None
+
+
+def test_a_repeated_key_does_not_wake_its_stream(database: Database) -> None:
+    with database.begin() as connection:
+        put(connection, "a", ordering_key="pump")
+        claimed = claim(connection)
+        assert claimed is not None
+        record(connection, claimed.delivery, "w1", claimed.settled(), NOW)
+
+        # The stream steps on, and no message comes of it.
+        arriving.next_in_stream(connection, new_message("a"), "pump")
+        assert arriving.add_message(connection, new_message("a"), None) is None
+
+        assert not claiming.anything_due(connection, "enos", list(Lane), NOW)
+        assert connection.execute(sa.select(head.c.due_at)).scalar_one() is None
+
+
+def test_a_stream_lives_on_after_a_repeated_key(database: Database) -> None:
+    with database.begin() as connection:
+        put(connection, "a", ordering_key="pump")
+        claimed = claim(connection)
+        assert claimed is not None
+        record(connection, claimed.delivery, "w1", claimed.settled(), NOW)
+        arriving.next_in_stream(connection, new_message("a"), "pump")
+        following = put(connection, "b", ordering_key="pump")
+
+        found = claim(connection)
+
+    assert found is not None
+    assert [following] == found.ids
+
+
+def test_a_look_sees_what_a_claim_would_take(database: Database) -> None:
+    with database.begin() as connection:
+        assert not claiming.anything_due(connection, "enos", [Lane.NORMAL], NOW)
+        put(connection, due_at=NOW + SECOND)
+        put(connection, ordering_key="pump", lane=Lane.BULK)
+
+        looks = [
+            claiming.anything_due(connection, name, lanes, now)
+            for name, lanes, now in [
+                ("enos", [Lane.NORMAL], NOW),
+                ("enos", [Lane.NORMAL], NOW + SECOND),
+                ("enos", [Lane.BULK], NOW),
+                ("enos", [Lane.EXPRESS, Lane.LARGE], NOW + SECOND),
+                ("elsewhere", list(Lane), NOW + SECOND),
+            ]
+        ]
+
+    assert [False, True, True, False, False] == looks
+
+
+def test_a_worker_is_here_until_it_is_declared_gone(database: Database) -> None:
+    with database.begin() as connection:
+        join(connection, "w1", "w2")
+        living.declare_gone(connection, "w2", 0)
+
+        assert [True, False, False] == [claiming.still_here(connection, each) for each in ("w1", "w2", "nobody")]
+
+
+def test_a_claim_that_slips_in_while_its_worker_is_declared_gone_is_rescued_like_the_rest(
+    postgres_database: Database, reopen_postgres: Reopen
+) -> None:
+    with postgres_database.begin() as connection:
+        join(connection, "w1")
+        put(connection)
+    with postgres_database.begin() as connection:
+        assert claiming.still_here(connection, "w1")
+        with reopen_postgres().begin() as other:
+            assert living.declare_gone(other, "w1", 0)
+        claimed = claim(connection, "w1")
+    assert claimed is not None
+
+    with postgres_database.begin() as connection:
+        assert [claimed.delivery] == living.deliveries_of_the_gone(connection, ["enos"], 10)
+
+
+def test_a_released_claim_can_be_made_again_under_the_next_number(database: Database) -> None:
+    with database.begin() as connection:
+        message_id = put(connection)
+        first = claim(connection)
+        assert first is not None
+        back = settlement(State.PENDING, "not_sent")
+        record(connection, first.delivery, "w1", {message_id: (1, back)}, NOW)
+
+        second = claim(connection, "w2")
+
+    assert second is not None
+    assert [2] == [message.attempt for message in second.messages]
+    assert first.delivery != second.delivery

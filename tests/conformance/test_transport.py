@@ -1,0 +1,994 @@
+"""One HTTP request, one answer, within one deadline, whatever the other side does."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import socket
+import ssl
+import sys
+import threading
+import time
+import traceback
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import trustme
+
+from outbox import payload
+from outbox.errors import FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
+from outbox.multipart import FieldPart, FilePart
+from outbox.testing import (
+    Behaviour,
+    Body,
+    Drip,
+    EarlyStatus,
+    GzipBomb,
+    HangUp,
+    Hold,
+    Receiver,
+    Silence,
+    SlowRead,
+    Status,
+    Truncated,
+)
+from outbox.transport import ANSWER_LIMIT, Answer, RequestsTransport, Upload
+from tests.pure.making import shelf, spooled
+from tests.pure.recorder import Recorder, http, read_request
+
+OK = http(b'{"code":0}')
+KEPT_ALIVE = b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"code":0}'
+#: More than the kernels of both sides take without a reader.
+LARGE = 64 * 1024 * 1024
+SMALL = FieldPart("a", b"{}")
+SECRET = "s3cr3t"
+#: The deadline's own words, or the socket's, whose patience ends at the same moment.
+TOO_LATE = "not finished within its deadline|timed out"
+STRUCT = b'{"assetId":"a","time":1579580182824,"events":{"e":{"x":1}}}'
+MESSAGE = b'{"method":"integration.event.post","id":"1","version":"1.1","files":{},"params":[' + STRUCT + b"]}"
+
+
+class Zeros(io.RawIOBase):
+    """A large spooled file that takes no room."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def read(self, size: int = -1) -> bytes:
+        now = min(size, self.left)
+        self.left -= now
+        return bytes(now)
+
+
+#: SHA-256 of 64 MiB of zeros.
+LARGE_PART = FilePart(
+    "f", "zeros", spooled(b"", size=LARGE, sha256="3b6a07d0d404fab4e23b6d34bc6696a6a312dd92821332385e5af7c01c421351")
+)
+
+
+def open_zeros(_name: str) -> BinaryIO:
+    return Zeros(LARGE)  # type: ignore[return-value]
+
+
+class Client:
+    """A transport, and sends with it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.transport = RequestsTransport(**options)
+        self.pool = ThreadPoolExecutor(4)
+
+    def send(self, url: str, *, large: bool = False, deadline: float = 20.0, connect: float = 5.0, **headers: str) -> Answer:
+        parts = [SMALL, LARGE_PART] if large else [FieldPart("enos-message", MESSAGE)]
+        return self.transport.send(Upload(url, parts, headers), open_zeros, deadline, connect)
+
+    def to(self, receiver: Receiver, **options: Any) -> Answer:
+        return self.send(f"{receiver.url}/connect-service/v2.1/integration?action=postEvent&orgId=o", **options)
+
+    def later(self, *args: Any, **options: Any) -> Future[Answer]:
+        return self.pool.submit(self.send, *args, **options)
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    client = Client()
+    yield client
+    client.transport.cut()
+    client.pool.shutdown()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver(check_token=False) as receiver:
+        yield receiver
+
+
+Script = Callable[[socket.socket], None]
+
+
+class Server:
+    """Runs a script for each connection; `stop` ends what a script waits for."""
+
+    def __init__(self, script: Script, context: ssl.SSLContext | None = None) -> None:
+        self.connections = 0
+        self.stop = threading.Event()
+        self._script = script
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def url(self) -> str:
+        scheme = "https" if self._context else "http"
+        return f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}/path"
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._open.append(connection)
+            thread = threading.Thread(target=self._serve, args=[connection], daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            if self._context is not None:
+                connection = self._context.wrap_socket(connection, server_side=True)
+            with connection:
+                self._script(connection)
+        connection.close()
+
+    def close(self) -> None:
+        self.stop.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            with suppress(OSError):  # wakes the thread that reads from it
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def start(script: Script, context: ssl.SSLContext | None = None) -> Server:
+        made.append(Server(script, context))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+def dripping(serve: Callable[..., Server], before: bytes, drop: bytes) -> Server:
+    """A server that hears the request, says something, and then lets fall a drop every moment for ever."""
+
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(before)
+        while not server.stop.wait(0.02):
+            connection.sendall(drop)
+
+    server = serve(script)
+    return server
+
+
+def timed(work: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+# One request, one answer.
+
+
+def test_an_answer_is_its_status_headers_and_body(client: Client) -> None:
+    with Recorder([http(b'{"code":0}', "201 Created")]) as server:
+        answer = client.send(f"{server.url}/p?q=1", token="secret")
+
+    (request,) = server.requests
+    assert (201, b'{"code":0}', True, True) == (answer.status, answer.body, answer.whole, answer.sent_whole)
+    assert "10" == answer.headers["content-length"]
+    assert request.startswith(b"POST /p?q=1 HTTP/1.1\r\n")
+    assert b"\r\ntoken: secret\r\n" in request
+
+
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "400 Bad", "404 Not Found", "500 Oops", "599 Odd"])
+def test_any_final_status_is_an_answer(client: Client, status: str) -> None:
+    with Recorder([http(b"", status)]) as server:
+        assert int(status[:3]) == client.send(server.url).status
+
+
+def test_informational_answers_are_passed_over(client: Client) -> None:
+    with Recorder([b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + OK]) as server:
+        assert 200 == client.send(server.url).status
+
+
+def test_an_answer_without_a_length_ends_with_its_connection(client: Client) -> None:
+    with Recorder([b'HTTP/1.1 200 OK\r\n\r\n{"code":0}']) as server:
+        assert (b'{"code":0}', True) == (client.send(server.url).body, True)
+
+
+def test_a_small_document_is_posted_as_json(client: Client) -> None:
+    with Recorder([OK]) as server:
+        answer = client.transport.post_json(f"{server.url}/token", b'{"appKey":"k"}', 10, 5)
+
+    (request,) = server.requests
+    assert (200, True) == (answer.status, answer.sent_whole)
+    assert request.endswith(b'\r\n\r\n{"appKey":"k"}')
+    assert b"\r\nContent-Length: 14\r\n" in request
+    assert b"\r\nContent-Type: application/json; charset=utf-8\r\n" in request
+
+
+def test_a_large_upload_arrives_and_memory_stays_flat(client: Client, receiver: Receiver) -> None:
+    tracemalloc.start()
+    answer = client.to(receiver, large=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert answer.sent_whole
+    assert receiver.requests[0].wire_bytes > LARGE
+    assert peak < 16 * 1024 * 1024
+
+
+# The deadline is for all of it.
+
+
+@pytest.mark.parametrize(
+    ("before", "drop"),
+    [
+        (b"", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-More: yes\r\nX"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"code":0}', b" "),
+    ],
+    ids=["status", "headers", "one header", "continue", "body", "endless body", "chunks", "one chunk's size", "after success"],
+)
+def test_an_answer_that_drips_is_not_waited_for_past_the_deadline(
+    client: Client, serve: Callable[..., Server], before: bytes, drop: bytes
+) -> None:
+    server = dripping(serve, before, drop)
+
+    with pytest.raises(NoAnswer):
+        client.send(server.url, deadline=0.4)
+
+
+@pytest.mark.parametrize("behaviour", [Drip(0.05), Silence(), Hold()], ids=repr)
+def test_a_receiver_that_dawdles_ends_with_no_answer_in_time(client: Client, receiver: Receiver, behaviour: Behaviour) -> None:
+    receiver.misbehave(behaviour)
+
+    def send() -> None:
+        with pytest.raises(NoAnswer, match=TOO_LATE):
+            client.to(receiver, deadline=0.4)
+
+    assert timed(send) < 5
+
+
+def test_a_receiver_that_hardly_reads_ends_as_not_sent_in_time(client: Client, receiver: Receiver) -> None:
+    receiver.misbehave(SlowRead(10_000))
+
+    def send() -> None:
+        with pytest.raises(NotSent, match=TOO_LATE):
+            client.to(receiver, large=True, deadline=0.4)
+
+    assert timed(send) < 5
+
+
+def test_a_receiver_that_reads_nothing_ends_as_not_sent_in_time(client: Client, serve: Callable[..., Server]) -> None:
+    server = serve(lambda connection: server.stop.wait(20) and None)
+
+    with pytest.raises(NotSent, match=TOO_LATE):
+        client.send(server.url, large=True, deadline=0.4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a full queue is answered otherwise elsewhere")
+def test_a_host_that_does_not_take_the_connection_is_given_up(client: Client) -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        others = [socket.socket() for _ in range(4)]
+        for other in others:
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+
+        with pytest.raises(NotSent):
+            client.send(f"http://127.0.0.1:{full.getsockname()[1]}", connect=0.3)
+
+        for other in others:
+            other.close()
+
+
+def test_a_slow_file_is_under_the_deadline_too(client: Client, receiver: Receiver) -> None:
+    waiting = threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            waiting.wait(0.05)
+            return b"x"
+
+    part = FilePart("f", "x", spooled(b"x" * 1000))
+
+    with pytest.raises(NotSent, match=TOO_LATE):
+        client.transport.send(Upload(receiver.url, [part]), lambda _: Slow(), 0.3, 5)
+
+
+def test_the_deadline_of_one_send_is_not_the_next_ones(client: Client, receiver: Receiver) -> None:
+    receiver.misbehave(Silence())
+    with pytest.raises(NoAnswer):
+        client.to(receiver, deadline=0.2)
+
+    assert 200 == client.to(receiver, deadline=20).status
+
+
+# Redirects.
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+@pytest.mark.parametrize("where", ["another host", "the same host"])
+def test_a_redirect_is_an_answer_and_never_followed(
+    client: Client, receiver: Receiver, serve: Callable[..., Server], status: int, where: str
+) -> None:
+    thief = serve(lambda connection: connection.sendall(OK))
+    target = thief.url if where == "another host" else "/connect-service/v2.1/integration"
+    receiver.misbehave(Status(status, b"", {"Location": target}))
+
+    answer = client.to(receiver, **{"apim-accesstoken": "secret"})
+
+    assert (status, target) == (answer.status, answer.headers["location"])
+    assert 0 == thief.connections
+    assert 1 == len(receiver.requests)
+
+
+# The environment is not asked.
+
+
+def test_proxies_of_the_environment_are_ignored(client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    assert 200 == client.to(receiver).status
+
+
+def test_a_proxy_that_was_given_is_used() -> None:
+    with Recorder([OK]) as proxy:
+        client = Client(proxies={"http": proxy.url})
+
+        assert 200 == client.send("http://integration.invalid/x").status
+
+    assert proxy.requests[0].startswith(b"POST http://integration.invalid/x HTTP/1.1\r\n")
+
+
+def test_a_netrc_is_not_read(client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ada password lovelace\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+
+    with Recorder([OK, OK]) as server:
+        client.send(server.url)
+        client.send(server.url, Authorization="Bearer mine")
+
+    first, second = server.requests
+    assert b"authorization" not in first.lower()
+    assert b"\r\nAuthorization: Bearer mine\r\n" in second
+
+
+def test_cookies_are_not_kept(client: Client) -> None:
+    sets = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    with Recorder([sets, OK]) as server:
+        client.send(server.url)
+        client.send(server.url)
+
+    assert b"cookie" not in server.requests[1].lower()
+
+
+# TLS, with a certificate authority that lives as long as the test.
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, authority: trustme.CA) -> Path:
+    path = tmp_path / "certificate.pem"
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+@pytest.fixture
+def tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+def answering(connection: socket.socket) -> None:
+    read_request(connection)
+    connection.sendall(OK)
+
+
+def test_a_certificate_nobody_vouches_for_is_refused_whatever_the_environment_says(
+    client: Client,
+    serve: Callable[..., Server],
+    tls: ssl.SSLContext,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = serve(answering, tls)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(certificate))
+
+    with pytest.raises(NotSent, match="certificate verify failed"):
+        client.send(server.url)
+    assert 1 == server.connections, "a hidden retry is an attempt that nobody wrote down"
+
+
+def test_a_certificate_that_was_given_is_trusted(
+    serve: Callable[..., Server], tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
+    server = serve(answering, tls)
+
+    assert 200 == Client(ca_file=str(certificate)).send(server.url).status
+
+
+def test_another_host_than_the_certificates_is_refused(
+    serve: Callable[..., Server], tls: ssl.SSLContext, certificate: Path
+) -> None:
+    server = serve(answering, tls)
+
+    with pytest.raises(NotSent):
+        Client(ca_file=str(certificate)).send(server.url.replace("127.0.0.1", "127.0.0.2"))
+
+
+@pytest.mark.parametrize("ended_by", ["deadline", "cut"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_send_over_tls_ends_when_it_must(
+    serve: Callable[..., Server], tls: ssl.SSLContext, certificate: Path, ended_by: str, large: bool
+) -> None:
+    reached = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        if not large:
+            read_request(connection)
+        reached.set()
+        server.stop.wait(20)
+
+    server = serve(script, tls)
+    client = Client(ca_file=str(certificate))
+
+    sending = client.later(server.url, large=large, deadline=0.5 if ended_by == "deadline" else 20)
+    reached.wait(10)
+    if ended_by == "cut":
+        client.transport.cut()
+
+    with pytest.raises(NotSent if large else NoAnswer, match=TOO_LATE if ended_by == "deadline" else "cut off"):
+        sending.result(10)
+
+
+def test_a_handshake_that_never_ends_is_not_sent(client: Client, serve: Callable[..., Server]) -> None:
+    server = serve(lambda connection: server.stop.wait(20) and None)
+
+    with pytest.raises(NotSent):
+        client.send(server.url.replace("http:", "https:"), deadline=0.4)
+
+
+# What is read of an answer.
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "whole"), [(ANSWER_LIMIT, ANSWER_LIMIT, True), (ANSWER_LIMIT + 1, ANSWER_LIMIT, False)]
+)
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_is_read_up_to_its_limit(
+    client: Client, receiver: Receiver, size: int, kept: int, whole: bool, status: int
+) -> None:
+    receiver.misbehave(Body(b"x" * size, status=status))
+
+    answer = client.to(receiver)
+
+    assert (status, kept, whole) == (answer.status, len(answer.body), answer.whole)
+
+
+def test_an_endless_answer_is_cut_off_at_once(client: Client, serve: Callable[..., Server]) -> None:
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while not server.stop.is_set():
+            connection.sendall(b"x" * 65536)
+
+    server = serve(script)
+
+    answer = client.send(server.url)
+
+    assert (ANSWER_LIMIT, False) == (len(answer.body), answer.whole)
+
+
+def test_a_gzip_bomb_does_not_go_off(client: Client, receiver: Receiver) -> None:
+    receiver.misbehave(GzipBomb(64))
+
+    tracemalloc.start()
+    answer = client.to(receiver)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (ANSWER_LIMIT, False) == (len(answer.body), answer.whole)
+    assert peak < 16 * 1024 * 1024
+
+
+def test_an_honest_gzip_is_unpacked_though_nobody_asked_for_it(client: Client) -> None:
+    packed = gzip.compress(b'{"code":0}')
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+    with Recorder([head.encode() + packed]) as server:
+        answer = client.send(server.url)
+
+    assert b'{"code":0}' == answer.body
+    assert b"\r\nAccept-Encoding: identity\r\n" in server.requests[0]
+
+
+ANSWERS_THAT_ARE_NONE = {
+    "nothing": b"",
+    "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "garbage": b"\x00\xff\r\n\r\n",
+    "half a status": b"HTTP/1.1 2",
+    "half the body": b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"code":0}',
+    "half a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n{}",
+    "no last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
+    "a chunk that is none": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n{}\r\n",
+    "broken gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+    "a hundred thousand headers": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000,
+    "a header that does not end": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000,
+}
+
+
+@pytest.mark.parametrize("said", ANSWERS_THAT_ARE_NONE.values(), ids=ANSWERS_THAT_ARE_NONE)
+def test_what_is_no_whole_answer_is_no_answer(client: Client, said: bytes) -> None:
+    with Recorder([said]) as server, pytest.raises(NoAnswer) as caught:
+        client.send(server.url)
+
+    assert str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 413 Too Large\r\nContent-Length: 20\r\n\r\n{}",
+        b"HTTP/1.1 503 Oops\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+    ],
+    ids=["half the body", "broken gzip"],
+)
+def test_a_refusal_whose_words_break_off_is_still_a_refusal(client: Client, said: bytes) -> None:
+    with Recorder([said]) as server:
+        answer = client.send(server.url)
+
+    assert answer.status in (413, 503)
+    assert not answer.whole
+
+
+TEARS = {
+    "in its headers": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "in a body without a length": b'HTTP/1.1 200 OK\r\n\r\n{"code":0,"msg":"O',
+    "in gzip without a length": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b'{"code":0}')[:18],
+}
+
+
+@pytest.mark.parametrize("said", TEARS.values(), ids=TEARS)
+def test_a_tear_that_http_cannot_see_is_seen_by_who_judges(client: Client, said: bytes) -> None:
+    with Recorder([said]) as server:
+        try:
+            answer = client.send(server.url)
+        except NoAnswer:
+            return
+
+    assert payload.believed(answer.body) is None
+
+
+# Sent or not.
+
+
+@pytest.mark.parametrize("when", ["before_body", "in_body"])
+def test_hung_up_on_before_the_end_of_the_body_it_is_not_sent(client: Client, receiver: Receiver, when: Any) -> None:
+    receiver.misbehave(HangUp(when, after_bytes=100_000))
+
+    with pytest.raises(NotSent):
+        client.to(receiver, large=True)
+
+    assert 1 == len(receiver.requests)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        HangUp("after_body"),
+        HangUp("after_body", reset=False),
+        HangUp("in_answer", after_bytes=5),
+        HangUp("in_answer", after_bytes=60, reset=False),
+        Truncated(),
+    ],
+    ids=repr,
+)
+def test_hung_up_on_after_the_body_its_outcome_is_unknown_and_it_is_not_repeated(
+    client: Client, receiver: Receiver, behaviour: Behaviour, large: bool
+) -> None:
+    receiver.misbehave(behaviour)
+
+    with pytest.raises(NoAnswer):
+        client.to(receiver, large=large)
+
+    assert 1 == len(receiver.requests)
+
+
+def test_nobody_listening_it_is_not_sent(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    for send in (client.send, lambda url: client.transport.post_json(url, b"{}", 5, 5)):
+        with pytest.raises(NotSent, match="refused"):
+            send(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "http://", "http://[::1", "nonsense", "http://127.0.0.1:99999/"])
+def test_an_address_that_is_none_is_not_sent(client: Client, url: str) -> None:
+    with pytest.raises(NotSent):
+        client.send(url)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_early_refusal_is_heard(client: Client, receiver: Receiver, large: bool) -> None:
+    receiver.misbehave(EarlyStatus(413, b'{"code":413}', drain=True))
+
+    answer = client.to(receiver, large=large)
+
+    assert (413, b'{"code":413}') == (answer.status, answer.body)
+
+
+def early(serve: Callable[..., Server], said: bytes) -> Server:
+    """Answers after the headers, and reads no more."""
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(said)
+        server.stop.wait(20)
+
+    server = serve(script)
+    return server
+
+
+def test_a_refusal_is_heard_though_the_body_never_went_out(client: Client, serve: Callable[..., Server]) -> None:
+    server = early(serve, http(b"", "413 Too Large"))
+
+    answer = client.send(server.url, large=True, deadline=1)
+
+    assert (413, False) == (answer.status, answer.sent_whole)
+
+
+def test_a_success_that_came_before_the_body_went_out_is_none(client: Client, serve: Callable[..., Server]) -> None:
+    server = early(serve, OK)
+
+    try:
+        answer = client.send(server.url, large=True, deadline=1)
+    except NotSent:
+        return
+    assert not answer.sent_whole
+
+
+def test_a_receiver_that_refuses_and_closes_is_heard_or_not_but_never_leaves_doubt(client: Client, receiver: Receiver) -> None:
+    for _ in range(5):
+        receiver.misbehave(EarlyStatus(413))
+        try:
+            answer = client.to(receiver, large=True)
+        except NotSent:
+            continue
+        assert (413, False) == (answer.status, answer.sent_whole)
+
+
+# Files.
+
+
+@pytest.mark.parametrize(
+    ("contents", "error"), [({}, FileMissing), ({f"{1:032x}": b"wrong"}, FileChanged), ({f"{1:032x}": b"rightly"}, FileChanged)]
+)
+def test_a_file_that_is_not_what_was_enqueued_never_completes_a_request(
+    client: Client, receiver: Receiver, contents: dict[str, bytes], error: type[SpoolError]
+) -> None:
+    part = FilePart("f", "x", spooled(b"right"))
+
+    with pytest.raises(error):
+        client.transport.send(Upload(client_url(receiver), [SMALL, part]), shelf(contents), 10, 5)
+
+    receiver.wait_for(lambda receiver: receiver.in_flight == 0 and len(receiver.requests) == 1)
+    assert not receiver.requests[0].complete
+    assert 200 == client.to(receiver).status
+
+
+def client_url(receiver: Receiver) -> str:
+    return f"{receiver.url}/connect-service/v2.1/integration?action=postEvent&orgId=o"
+
+
+def test_a_spool_that_fails_says_so_itself(client: Client, receiver: Receiver) -> None:
+    def broken(_name: str) -> BinaryIO:
+        raise SpoolError("the disk is gone")
+
+    with pytest.raises(SpoolError, match="the disk is gone"):
+        client.transport.send(Upload(client_url(receiver), [FilePart("f", "x", spooled(b"x"))]), broken, 10, 5)
+
+
+# Cutting.
+
+
+def test_cutting_ends_a_send_that_waits_for_its_answer(client: Client, receiver: Receiver) -> None:
+    receiver.misbehave(Hold())
+    sending = client.later(client_url(receiver))
+    receiver.wait_for(lambda receiver: receiver.held == 1)
+
+    client.transport.cut()
+
+    with pytest.raises(NoAnswer, match="cut off because the worker stops"):
+        sending.result(10)
+
+
+def test_cutting_ends_a_send_in_the_middle_of_its_body(client: Client, receiver: Receiver) -> None:
+    receiver.misbehave(SlowRead(10_000))
+    sending = client.later(client_url(receiver), large=True)
+    receiver.wait_for(lambda receiver: receiver.in_flight == 1)
+
+    client.transport.cut()
+
+    with pytest.raises(NotSent, match="cut off because the worker stops"):
+        sending.result(10)
+
+
+def test_cutting_ends_a_send_in_the_middle_of_an_answer(client: Client, serve: Callable[..., Server]) -> None:
+    reached = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b'HTTP/1.1 200 OK\r\n\r\n{"code":0}')
+        reached.set()
+        server.stop.wait(20)
+
+    server = serve(script)
+    sending = client.later(server.url)
+    reached.wait(10)
+
+    client.transport.cut()
+
+    with pytest.raises(NoAnswer, match="cut off"):
+        sending.result(10)
+
+
+def test_cutting_ends_every_send(client: Client, receiver: Receiver) -> None:
+    receiver.always(Hold())
+    sending = [client.later(client_url(receiver)) for _ in range(4)]
+    receiver.wait_for(lambda receiver: receiver.held == 4)
+
+    client.transport.cut()
+
+    assert [NoAnswer] * 4 == [type(each.exception(10)) for each in sending]
+
+
+def test_nothing_is_begun_after_the_cut(client: Client, receiver: Receiver) -> None:
+    client.transport.cut()
+    client.transport.cut()
+
+    for send in (client.to, lambda receiver: client.transport.post_json(receiver.token_url, b"{}", 5, 5)):
+        with pytest.raises(NotSent, match="not begun because the worker stops"):
+            send(receiver)
+    assert [] == receiver.requests
+
+
+# Connections are used again, unless they failed.
+
+
+def keeping_alive(connection: socket.socket) -> None:
+    while read_request(connection):
+        connection.sendall(KEPT_ALIVE)
+
+
+def test_a_connection_is_used_again(client: Client, serve: Callable[..., Server]) -> None:
+    server = serve(keeping_alive)
+
+    for _ in range(5):
+        client.send(server.url)
+        client.transport.post_json(server.url, b"{}", 5, 5)
+
+    assert 1 == server.connections
+
+
+def test_each_thread_has_its_own(client: Client, serve: Callable[..., Server]) -> None:
+    gate = threading.Barrier(3)
+
+    def script(connection: socket.socket) -> None:
+        while read_request(connection):
+            gate.wait(10)
+            connection.sendall(KEPT_ALIVE)
+
+    server = serve(script)
+
+    for _ in range(3):
+        for each in [client.later(server.url) for _ in range(3)]:
+            assert 200 == each.result(10).status
+
+    assert 3 <= server.connections <= 4
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_connection_that_was_closed_after_its_answer_costs_nothing(
+    client: Client, serve: Callable[..., Server], reset: bool
+) -> None:
+    closed = threading.Event()
+    heard: list[bytes] = []
+
+    def script(connection: socket.socket) -> None:
+        heard.append(read_request(connection))
+        connection.sendall(KEPT_ALIVE)
+        go_on.wait(10)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        connection.close()
+        closed.set()
+
+    server = serve(script)
+    for _ in range(5):
+        go_on = threading.Event()
+        closed.clear()
+        answer = client.send(server.url)
+        go_on.set()
+        closed.wait(10)
+        assert 200 == answer.status
+
+    assert (5, 5) == (len(heard), server.connections)
+
+
+def test_a_receiver_that_tires_of_keep_alive_gets_nothing_twice(client: Client, receiver: Receiver) -> None:
+    receiver.always(HangUp("after_answer", reset=False))
+    answered = 0
+
+    for _ in range(5):
+        with suppress(NotSent, NoAnswer):  # it may hang up in the very moment that we write: then nobody can know
+            assert 200 == client.to(receiver).status
+            answered += 1
+
+    assert answered > 0
+    assert [answered] * 2 == [len(receiver.accepted), len(receiver.requests)]
+
+
+def test_a_connection_that_failed_is_not_used_again(client: Client, serve: Callable[..., Server]) -> None:
+    """Its answer may still come, and must not be taken for the answer to another request."""
+    late = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        number = server.connections
+        read_request(connection)
+        if number == 1:
+            late.wait(10)
+        connection.sendall(http(str(number).encode()))
+
+    server = serve(script)
+    with pytest.raises(NoAnswer):
+        client.send(server.url, deadline=0.3)
+    late.set()
+
+    assert b"2" == client.send(server.url).body
+
+
+def test_the_rest_of_a_long_answer_is_not_taken_for_the_next_one(client: Client, serve: Callable[..., Server]) -> None:
+    def script(connection: socket.socket) -> None:
+        number = server.connections
+        while read_request(connection):
+            body = b"x" * 10 * ANSWER_LIMIT if number == 1 else b"short"
+            connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    server = serve(script)
+    first = client.send(server.url)
+
+    assert not first.whole
+    assert b"short" == client.send(server.url).body
+
+
+def test_a_connection_on_which_a_file_broke_off_is_not_used_again(client: Client, serve: Callable[..., Server]) -> None:
+    server = serve(keeping_alive)
+    with pytest.raises(FileMissing):
+        client.transport.send(Upload(server.url, [FilePart("f", "x", spooled(b"x"))]), shelf({}), 10, 5)
+
+    assert 200 == client.send(server.url).status
+    assert 2 == server.connections
+
+
+def test_what_comes_unasked_is_not_taken_for_an_answer(client: Client, serve: Callable[..., Server]) -> None:
+    """A second answer behind the first would be believed of the next request."""
+    behind = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        while read_request(connection):
+            if behind.is_set():
+                connection.sendall(http(b"its own"))
+                return
+            connection.sendall(KEPT_ALIVE)
+            connection.sendall(KEPT_ALIVE)
+            behind.set()
+
+    server = serve(script)
+    client.send(server.url)
+    behind.wait(10)
+
+    assert b"its own" == client.send(server.url).body
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["s3cr3t\nX-Injected: yes", "s3cr3t\r\n", "\ns3cr3t", " s3cr3t", "s3cr3t\x00", "s3cr3t-é-🙂", "s3cr3t\ud800"],
+    ids=ascii,
+)
+def test_a_header_that_cannot_be_sent_is_not_shown(client: Client, receiver: Receiver, value: str) -> None:
+    error: BaseException | None = None
+    try:
+        client.to(receiver, **{"apim-accesstoken": value})
+    except NotSent as caught:
+        error = caught
+
+    said = "".join(traceback.format_exception(error)) + repr(error)
+    assert "s3cr3t" not in said
+    assert all("x-injected" not in request.headers for request in receiver.requests)
+
+
+@pytest.mark.parametrize("behaviour", [HangUp("after_body"), HangUp("before_body"), Silence(), Truncated()], ids=repr)
+def test_no_failure_shows_what_was_sent(client: Client, receiver: Receiver, behaviour: Behaviour) -> None:
+    receiver.misbehave(behaviour)
+
+    with pytest.raises(TransportError) as caught:
+        client.to(receiver, deadline=0.4, **{"apim-accesstoken": SECRET})
+
+    said = "".join(traceback.format_exception(caught.value)) + repr(caught.value.args)
+    assert SECRET not in said
+
+
+def test_it_leaves_no_thread_and_no_descriptor_behind(serve: Callable[..., Server]) -> None:
+    server = serve(answering)
+    client = Client()
+    client.send(server.url)
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(5)
+    threads, descriptors = threading.active_count(), open_descriptors()
+
+    for _ in range(20):
+        client.send(server.url)
+
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer) or thread.name.startswith("Thread-"):
+            thread.join(0.2)
+    assert threading.active_count() <= threads + 1
+    assert open_descriptors() <= descriptors + 2
+
+
+def open_descriptors() -> int:
+    """How many files and sockets this process has open, as far as the system tells."""
+    told = Path("/proc/self/fd")
+    return len(list(told.iterdir())) if told.is_dir() else 0

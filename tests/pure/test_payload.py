@@ -1,0 +1,229 @@
+"""JSON: what is refused at the door, and what is believed when it comes back."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outbox.errors import Fault
+from outbox.payload import DEPTH, believed, faults, has_controls, integer, shown, strings, text
+
+
+def nested(depth: int, kind: type = list) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value] if kind is list else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        0,
+        -1,
+        2**70,
+        1.5,
+        "",
+        "größe 🙂",
+        "nul \x00",
+        [],
+        {},
+        (1, 2),
+        {"a": [{"b": None}]},
+        nested(DEPTH),
+        nested(DEPTH, dict),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_what_is_json_passes_and_comes_back(value: object) -> None:
+    assert [] == list(faults(value))
+    assert json.loads(text(value)) == (list(value) if isinstance(value, tuple) else value)
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "words"),
+    [
+        (math.nan, "", "not JSON"),
+        (math.inf, "", "not JSON"),
+        ({"a": {"b": [1, -math.inf]}}, "a.b[1]", "not JSON"),
+        ({"a": b"bytes"}, "a", "a bytes is not JSON"),
+        ({"a": datetime(2026, 1, 1, tzinfo=UTC)}, "a", "a datetime is not JSON"),
+        ({"a": Decimal("1.5")}, "a", "a Decimal is not JSON"),
+        ({"a": UUID(int=1)}, "a", "a UUID is not JSON"),
+        ({"a": {1, 2}}, "a", "a set is not JSON"),
+        ({"a": {1: 2}}, "a", "the name 1 is not a string"),
+        ({None: 2}, "", "the name None is not a string"),
+        ({"a": "\ud800"}, "a", "surrogate"),
+        ({"a": {"x\x00": 1}}, "a", "control characters"),
+        ({"a\nb": 1}, "", "control characters"),
+        ({"a\udc80": 1}, "", "control characters"),
+        ({"a": object}, "a", "a type is not JSON"),
+        (nested(DEPTH + 1), "[0][0][0][0]…", "nested more than 32 deep"),
+        (nested(5000), "[0][0][0][0]…", "nested more than 32 deep"),
+        ({"n": 10**5000}, "n", "digits"),
+        ({"n": -(10**5000)}, "n", "digits"),
+    ],
+    ids=lambda value: ascii(value)[:30] if isinstance(value, str) else None,
+)
+def test_what_is_not_json_is_told_with_its_place(value: object, path: str, words: str) -> None:
+    (fault,) = faults(value)
+
+    assert path == fault.path
+    assert words in fault.text
+
+
+def test_every_fault_is_told_not_only_the_first() -> None:
+    found = list(faults({"a": math.nan, "b": [1, {2}, b""], "c": {3: 1}}))
+
+    assert ["a", "b[1]", "b[2]", "c"] == [fault.path for fault in found]
+
+
+def test_a_value_that_contains_itself_is_too_deep() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+
+    assert ["is nested more than 32 deep"] == [fault.text for fault in faults(circle)]
+    assert [] == list(strings(circle))
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()))
+    | st.binary(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=()), max_size=4) | st.integers(), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(ANYTHING)
+def test_what_has_no_fault_can_be_written_and_read_back(value: object) -> None:
+    if list(faults(value)):
+        return
+
+    written = text(value).encode()
+
+    assert value == json.loads(written)
+    assert "\x00" not in written.decode()
+
+
+@given(ANYTHING)
+def test_what_cannot_be_written_has_a_fault(value: object) -> None:
+    try:
+        text(value).encode()
+    except (ValueError, TypeError):
+        assert list(faults(value))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ((), ""),
+        (("a",), "a"),
+        (("a", "b"), "a.b"),
+        (("a", 0, 2, "b"), "a[0][2].b"),
+        ((3,), "[3]"),
+        (("", "a"), "a"),
+    ],
+)
+def test_a_path_is_shown_as_people_write_it(path: tuple[str | int, ...], expected: str) -> None:
+    assert expected == shown(path)
+
+
+def test_a_fault_reads_as_a_sentence() -> None:
+    assert "time: is missing" == str(Fault("time", "is missing"))
+    assert "no destination" == str(Fault("", "no destination"))
+
+
+@pytest.mark.parametrize("letter", [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), "\ud800", chr(0xDFFF)], ids=ascii)
+def test_controls_and_half_pairs_are_noticed(letter: str) -> None:
+    assert has_controls(f"a{letter}b")
+
+
+@pytest.mark.parametrize("letter", [" ", "~", "\xa0", "ÿ", "🙂", "\u2028", "\ufffd"], ids=ascii)
+def test_other_letters_are_none(letter: str) -> None:
+    assert not has_controls(letter)
+
+
+def test_strings_are_found_wherever_they_stand() -> None:
+    value = {"a": "1", "b": ["2", {"c": "3"}], "d": (4, "5"), "e": None}
+
+    assert [(("a",), "1"), (("b", 0), "2"), (("b", 1, "c"), "3"), (("d", 1), "5")] == list(strings(value))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"a":1}', {"a": 1}),
+        (b"{}", {}),
+        (b' {"a":[{"b":2}]}\n', {"a": [{"b": 2}]}),
+        ('{"ü":"🙂"}'.encode(), {"ü": "🙂"}),
+        (b"[]", None),
+        (b"1", None),
+        (b"", None),
+        (b'{"a":1,"a":1}', None),
+        (b'{"a":NaN}', None),
+        (b'{"a":Infinity}', None),
+        (b'{"a":1', None),
+        (b'{"a":"\xff"}', None),
+        (b"\xef\xbb\xbf{}", None),
+        (b'{"a":' + b"1" * 5000 + b"}", None),
+        (b"[" * 60_000, None),
+        (b'{"a":' * 20_000, None),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_only_an_honest_object_is_believed(body: bytes, expected: dict[str, Any] | None) -> None:
+    assert expected == believed(body)
+
+
+@given(st.binary(max_size=40))
+def test_no_bytes_surprise_it(body: bytes) -> None:
+    assert believed(body) is None or isinstance(believed(body), dict)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, 0),
+        (-5, -5),
+        (2**63 - 1, 2**63 - 1),
+        (2**63, None),
+        ("12", 12),
+        ("-12", -12),
+        ("9" * 18, 10**18 - 1),
+        ("9" * 19, None),
+        ("1" * 5000, None),
+        ("", None),
+        ("-", None),
+        ("--1", None),
+        ("+1", None),
+        ("1.0", None),
+        (" 1", None),
+        ("1_0", None),
+        ("²", None),
+        ("\u0663", None),
+        (1.0, None),
+        (True, None),
+        (None, None),
+        ([1], None),
+    ],
+    ids=lambda value: ascii(value)[:22],
+)
+def test_an_integer_is_a_number_or_its_digits(value: object, expected: int | None) -> None:
+    assert expected == integer(value)

@@ -1,0 +1,294 @@
+"""A database with its spool and receiver, workers whose turns are taken by hand, and processes to be killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from outbox import EnosEvents, Outbox, Policy, migrate
+from outbox.database import Database
+from outbox.dispatcher import Dispatcher
+from outbox.presence import Presence
+from outbox.store import door
+from outbox.testing import Received, Receiver
+from outbox.transport import RequestsTransport
+from tests import ledger
+from tests.factories import Clock, an_outbox, caller_engine, enos, event, held_up, wipe
+from tests.postgres import Postgres, create_database, drop_database
+
+ROOT = Path(__file__).parents[2]
+
+
+def eventually(predicate: Callable[[], object], within: float = 20.0) -> None:
+    """Wait until something another process does has happened."""
+    ends = time.monotonic() + within
+    while not predicate():
+        assert time.monotonic() < ends, f"not so within {within} s"
+        time.sleep(0.02)
+
+
+class Process:
+    """A program of tests/story/processes.py that is running."""
+
+    def __init__(self, folder: Path, number: int, story: Mapping[str, Any]) -> None:
+        self.errors = folder / f"process-{number}.err"
+        self.said = folder / f"process-{number}.out"
+        with self.errors.open("wb") as errors, self.said.open("wb") as said:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", "tests.story.processes"],
+                cwd=ROOT,
+                env=os.environ | {"STORY": json.dumps(story), "PYTHONWARNINGS": "error::ResourceWarning"},
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=errors,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.errors.read_text(errors="replace")
+
+    @property
+    def lines(self) -> list[str]:
+        """What it said, without a line it has only begun."""
+        return self.said.read_text().split("\n")[:-1]
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self._popen.kill()
+        self._popen.wait()
+
+    def freeze(self) -> None:
+        """Stop it, and wait until it stands still."""
+        self._popen.send_signal(signal.SIGSTOP)
+        eventually(lambda: Path(f"/proc/{self._popen.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+    def thaw(self) -> None:
+        self._popen.send_signal(signal.SIGCONT)
+
+    def until(self, word: str, within: float = 20.0) -> None:
+        """Wait until it has said something."""
+        eventually(lambda: word in self.lines or not self.running, within)
+        assert word in self.lines, self.log
+
+    def until_logged(self, words: str, within: float = 20.0) -> None:
+        eventually(lambda: words in self.log or not self.running, within)
+        assert words in self.log, self.log
+
+    def ended(self, within: float = 60.0) -> int:
+        """Its exit code, once it has ended."""
+        return self._popen.wait(within)
+
+    def close(self) -> None:
+        if self.running:
+            self._popen.kill()
+        self._popen.wait()
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
+
+
+class Place:
+    """One database with its spool and a receiver, and what was promised to producers there."""
+
+    def __init__(self, url: str, folder: Path, receiver: Receiver) -> None:
+        self.url = url
+        self.folder = folder
+        self.spool = folder / "spool"
+        self.receiver = receiver
+        self.clock = Clock()
+        self.acknowledged: dict[str, dict[str, str]] = {}
+        self.database = Database(url)
+        migrate.upgrade(self.database)
+        self.engine = caller_engine(url)
+        self._processes: list[Process] = []
+        self._outboxes: list[Outbox] = []
+
+    def outbox(self, policy: Policy | None = None, *, clock: Clock | None = None, **options: Any) -> Outbox:
+        """An outbox here; with a clock, in that clock's time."""
+        mine = {key: options.pop(key) for key in list(options) if key in EnosEvents.__dataclass_fields__}
+        destination = enos(self.receiver.url, policy=policy, **mine)
+        ambient = {"ambient": clock.ambient} if clock else {}
+        self._outboxes.append(an_outbox(self.url, self.spool, destination, **ambient, **options))
+        return self._outboxes[-1]
+
+    def enqueue(self, outbox: Outbox, key: str, files: Mapping[str, bytes] | None = None, **options: Any) -> int:
+        """Enqueue and commit one message, and note that it must not be lost."""
+        with self.engine.begin() as connection:
+            enqueued = outbox.enqueue(connection, "enos", event(key, *(files or {})), files=files, key=key, **options)
+        self.acknowledge(key, files)
+        return enqueued.id
+
+    def acknowledge(self, key: str, files: Mapping[str, bytes] | None = None) -> None:
+        self.acknowledged[key] = {name: hashlib.sha256(content).hexdigest() for name, content in (files or {}).items()}
+
+    def hand(self, outbox: Outbox, worker: str | None = None) -> Hand:
+        """A worker without threads."""
+        return Hand(outbox)
+
+    def run(self, program: str, **story: Any) -> Process:
+        """Start a program of processes.py here."""
+        here = {"database": self.url, "spool": str(self.spool), "url": self.receiver.url, "program": program}
+        process = Process(self.folder, len(self._processes), here | story)
+        self._processes.append(process)
+        return process
+
+    def freeze(self, process: Process) -> None:
+        """Stop a worker between two transactions; what one in the middle of a transaction holds up is another story."""
+        process.freeze()
+        while held_up(self.engine):
+            process.thaw()
+            process.freeze()
+
+    def check(self, **options: Any) -> None:
+        """Everything adds up."""
+        ledger.check(self.database, self.receiver.requests, self.acknowledged, **options)
+
+    def begun(self) -> list[Received]:
+        """Every request in the order they began. Closes the receiver: one whose client is gone may take long to notice."""
+        self.receiver.close()
+        return sorted(self.receiver.requests, key=lambda request: request.number)
+
+    def spooled(self) -> list[str]:
+        """Every file below the spool, with the folder it is in."""
+        return sorted(
+            str(path.relative_to(self.spool))
+            for path in self.spool.rglob("*")
+            if path.is_file() and path != self.spool / ".outbox-spool"
+        )
+
+    def stop_processes(self) -> None:
+        for each in self._processes:
+            each.close()
+
+    def close(self) -> None:
+        self.stop_processes()
+        for outbox in self._outboxes:
+            outbox.close()
+        self.engine.dispose()
+        self.database.close()
+
+
+class Hand:
+    """A worker without threads: its turns are taken by hand."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.stopping = False
+        self.outbox = outbox
+        self.presence = Presence(outbox.database, outbox.ambient)
+        self.transport = RequestsTransport()
+        self.dispatcher = Dispatcher(
+            outbox.database,
+            outbox.spool_store,
+            outbox.destinations,
+            outbox.ambient,
+            self.transport,
+            lambda: self.presence.id,
+            lambda: self.stopping,
+        )
+        with outbox.database.begin() as connection:
+            door.declare(connection, outbox.destinations)
+        self.presence.arrive()
+
+    def turn(self, *lanes: str) -> bool:
+        from outbox import Lane
+
+        return self.dispatcher.turn("enos", [Lane(lane) for lane in lanes] or [Lane.EXPRESS, Lane.NORMAL, Lane.LARGE])
+
+    def turn_while_it_moves(self, at_most: int = 100) -> int:
+        """Turns until one moves nothing; how many moved something."""
+        for taken in range(at_most):
+            if not self.turn():
+                return taken
+        raise AssertionError(f"still moving after {at_most} turns")
+
+    def door(self) -> Any:
+        with self.outbox.database.read() as connection:
+            return door.door(connection, "enos")
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server_url: str) -> Iterator[str]:
+    """One for all the tests of this process: wiping it is faster than making another."""
+    url = create_database(postgres_server_url)
+    database = Database(url)
+    migrate.upgrade(database)
+    database.close()
+    yield url
+    drop_database(url)
+
+
+@pytest.fixture
+def postgres_url(migrated_postgres: str) -> Iterator[str]:
+    """A migrated Postgres database without a row."""
+    yield migrated_postgres
+    wipe(migrated_postgres)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver(check_token=False) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def place(database_url: str, tmp_path: Path, receiver: Receiver) -> Iterator[Place]:
+    place = Place(database_url, tmp_path, receiver)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def sqlite_place(sqlite_url: str, tmp_path: Path, receiver: Receiver) -> Iterator[Place]:
+    """For what is a matter of SQLite's alone."""
+    place = Place(sqlite_url, tmp_path, receiver)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def postgres_place(postgres_url: str, tmp_path: Path, receiver: Receiver) -> Iterator[Place]:
+    """For what only a database with many writers at a time can show."""
+    place = Place(postgres_url, tmp_path, receiver)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def private_place(private_postgres: Postgres, tmp_path: Path, receiver: Receiver) -> Iterator[Place]:
+    """On a server that may be stopped and killed."""
+    place = Place(create_database(private_postgres.url), tmp_path, receiver)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def statements() -> Callable[[sa.Engine], list[str]]:
+    """Every statement that an engine executes from now on."""
+
+    def listen(engine: sa.Engine) -> list[str]:
+        heard: list[str] = []
+
+        @sa.event.listens_for(engine, "before_cursor_execute")
+        def hear(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            heard.append(statement)
+
+        return heard
+
+    return listen
