@@ -17,7 +17,7 @@ from outbox.destinations.base import Destination
 from outbox.model import Batch, Lane, Message
 from outbox.policy import (
     FREE_AFTER,
-    Door,
+    Breaker,
     Passage,
     Policy,
     Stop,
@@ -29,7 +29,7 @@ from outbox.policy import (
 )
 from outbox.sending import Sender
 from outbox.spool.base import Spool
-from outbox.store import claiming, door, living, recording, streams
+from outbox.store import breaker, claiming, living, recording, streams
 from outbox.transport import Transport
 from outbox.verdict import (
     Delivered,
@@ -168,7 +168,7 @@ class Dispatcher:
     def _anything_due(self, name: str, lanes: Sequence[Lane]) -> bool:
         now = self._ambient.now()
         with self._database.read() as connection:
-            seen = door.door(connection, name)
+            seen = breaker.read(connection, name)
             if passage(seen, now, self._destinations[name].policy) is Passage.NONE:
                 return False
             return claiming.anything_due(connection, name, lanes, now)
@@ -189,7 +189,7 @@ class Dispatcher:
     ) -> Batch | None:
         """The next batch of the first lane that has one, claimed."""
         name, policy = destination.name, destination.policy
-        seen = door.door(connection, name)
+        seen = breaker.read(connection, name)
         allowed = passage(seen, now, policy)
         if allowed is Passage.NONE:
             return None
@@ -198,10 +198,10 @@ class Dispatcher:
             if not waiting:
                 continue
             if allowed is Passage.PROBE:
-                # The one tried least: a message that breaks its destination must not be the only one to knock at its door.
+                # The one tried least: a message that breaks its destination must not be the only one to knock.
                 taken = [min(waiting, key=lambda each: each.attempt)]
-                shut = after_probe_began(seen, now, taken[0].size + taken[0].file_bytes, policy)
-                if not door.move_door(connection, name, seen, shut, now):
+                opened = after_probe_began(seen, now, taken[0].size + taken[0].file_bytes, policy)
+                if not breaker.move(connection, name, seen, opened, now):
                     return None
             else:
                 taken = fill(waiting, policy.batch_messages, policy.batch_bytes, destination.text_limit)
@@ -251,12 +251,12 @@ class Dispatcher:
         self._say(result, written)
 
     def _write(self, result: Result) -> set[int]:
-        """One short transaction: the door, the messages with their attempts, the delivery."""
+        """One short transaction: the breaker, the messages with their attempts, the delivery."""
         now = self._ambient.now()
         declared = self._destinations.get(result.destination)
         policy = declared.policy if declared else Policy()
         with self._database.begin() as connection:
-            self._mind_door(connection, result, policy, now)
+            self._mind_breaker(connection, result, policy, now)
             ids = [message.id for message in result.messages]
             charged = charges_destination(result.verdict)
             recovered = recording.recovered(connection, result.destination, ids) if charged and result.witnessed else set(ids)
@@ -283,7 +283,7 @@ class Dispatcher:
                 recording.free_later(connection, with_files, now + FREE_AFTER)
         return written
 
-    def _mind_door(self, connection: Connection, result: Result, policy: Policy, now: datetime) -> None:
+    def _mind_breaker(self, connection: Connection, result: Result, policy: Policy, now: datetime) -> None:
         """What the outcome says about the destination itself."""
         name, verdict = result.destination, result.verdict
         charged = charges_destination(verdict)
@@ -292,24 +292,24 @@ class Dispatcher:
             return
         if not (charged or answered):
             if result.probe:  # it never knocked: another may at once
-                seen = door.door(connection, name, lock=True)
-                door.move_door(connection, name, seen, Door(seen.failures, now if seen.shut else None, seen.stop), now)
+                seen = breaker.read(connection, name, lock=True)
+                breaker.move(connection, name, seen, Breaker(seen.failures, now if seen.is_open else None, seen.stop), now)
             return
-        seen = door.door(connection, name)
-        if not charged and seen == Door(stop=seen.stop) and seen.stop is not Stop.CREDENTIALS:
+        seen = breaker.read(connection, name)
+        if not charged and seen == Breaker(stop=seen.stop) and seen.stop is not Stop.CREDENTIALS:
             return
-        seen = door.door(connection, name, lock=True)
+        seen = breaker.read(connection, name, lock=True)
         if not charged:
             # A refusal of a message is an answer too: the destination is there and knows us.
             changed = after_success(seen)
-        elif seen.shut and not result.probe:
+        elif seen.is_open and not result.probe:
             return  # begun before the breaker opened: it tells nothing new
         else:
             wait = verdict.wait if isinstance(verdict, Retry) else None
             credentials = isinstance(verdict, Retry) and verdict.credentials
             changed = after_fault(seen, now, policy, self._ambient.random(), wait, credentials=credentials)
-        door.move_door(connection, name, seen, changed, now, verdict.facts.text)
-        if changed.shut and not seen.shut:
+        breaker.move(connection, name, seen, changed, now, verdict.facts.text)
+        if changed.is_open and not seen.is_open:
             log.warning(
                 "destination %s is left alone until %s: %s",
                 name,

@@ -133,7 +133,7 @@ class Stop(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Breaker:
     """A destination's persisted patience: consecutive failures, when to probe, and why it is stopped."""
 
     failures: int = 0
@@ -141,54 +141,56 @@ class Door:
     stop: Stop | None = None
 
     @property
-    def shut(self) -> bool:
+    def is_open(self) -> bool:
         """Whether only probes may pass."""
         return self.open_until is not None
 
 
 class Passage(StrEnum):
-    """What a claim may do at a destination's door."""
+    """What a destination's breaker and stop let a claim do."""
 
     FREE = "free"  #: claim as much as fits
     PROBE = "probe"  #: one message, by the one who moves open_until
     NONE = "none"
 
 
-def passage(door: Door, now: datetime, policy: Policy) -> Passage:
+def passage(breaker: Breaker, now: datetime, policy: Policy) -> Passage:
     """Whether a destination may be claimed for now."""
-    if door.stop in (Stop.PAUSE, Stop.REJECT_STREAK):
+    if breaker.stop in (Stop.PAUSE, Stop.REJECT_STREAK):
         return Passage.NONE
-    if door.open_until is None:
+    if breaker.open_until is None:
         return Passage.FREE
     # Further away than anything `after_fault` or `after_probe_began` would say: the clock that said it was wrong, or ours is.
     longest = max(policy.probe_cap, send_deadline(GIB, policy))
-    invented = clamp(door.open_until, now, longest) == door.open_until
-    return Passage.NONE if invented and door.open_until > now else Passage.PROBE
+    invented = clamp(breaker.open_until, now, longest) == breaker.open_until
+    return Passage.NONE if invented and breaker.open_until > now else Passage.PROBE
 
 
-def after_probe_began(door: Door, now: datetime, size: int, policy: Policy) -> Door:
-    """The door while a probe is under way: shut for as long as the probe may take, so a dead prober heals."""
-    wait = max(doubling(door.failures, policy.probe_first, policy.probe_cap), send_deadline(size, policy))
-    return Door(door.failures, now + timedelta(seconds=wait), door.stop)
+def after_probe_began(breaker: Breaker, now: datetime, size: int, policy: Policy) -> Breaker:
+    """The breaker while a probe is under way: open for as long as the probe may take, so a dead prober heals."""
+    wait = max(doubling(breaker.failures, policy.probe_first, policy.probe_cap), send_deadline(size, policy))
+    return Breaker(breaker.failures, now + timedelta(seconds=wait), breaker.stop)
 
 
-def after_success(door: Door) -> Door:
-    """The door after a delivery: nothing is held against it any more, but what a person has stopped stays stopped."""
-    return Door(stop=door.stop if door.stop in (Stop.PAUSE, Stop.REJECT_STREAK) else None)
+def after_success(breaker: Breaker) -> Breaker:
+    """The breaker after a delivery: nothing is held against it any more, but what a person has stopped stays stopped."""
+    return Breaker(stop=breaker.stop if breaker.stop in (Stop.PAUSE, Stop.REJECT_STREAK) else None)
 
 
-def after_fault(door: Door, now: datetime, policy: Policy, dice: float, wait: float | None, *, credentials: bool) -> Door:
-    """The door after the destination failed once more; `wait` is what it asked for in Retry-After, in seconds."""
-    failures = door.failures + 1
-    if door.stop in (Stop.PAUSE, Stop.REJECT_STREAK):
-        return Door(failures, door.open_until, door.stop)
+def after_fault(
+    breaker: Breaker, now: datetime, policy: Policy, dice: float, wait: float | None, *, credentials: bool
+) -> Breaker:
+    """The breaker after the destination failed once more; `wait` is what it asked for in Retry-After, in seconds."""
+    failures = breaker.failures + 1
+    if breaker.stop in (Stop.PAUSE, Stop.REJECT_STREAK):
+        return Breaker(failures, breaker.open_until, breaker.stop)
     if credentials:
-        return Door(failures, now + timedelta(seconds=policy.probe_cap), Stop.CREDENTIALS)
+        return Breaker(failures, now + timedelta(seconds=policy.probe_cap), Stop.CREDENTIALS)
     if wait is None and failures < policy.breaker_after:
-        return Door(failures, None, None)
+        return Breaker(failures, None, None)
     pause = doubling(failures - policy.breaker_after + 1, policy.probe_first, policy.probe_cap)
     spread = pause * (0.5 + dice / 2)
-    return Door(failures, now + timedelta(seconds=max(spread, min(wait or 0.0, policy.probe_cap))), None)
+    return Breaker(failures, now + timedelta(seconds=max(spread, min(wait or 0.0, policy.probe_cap))), None)
 
 
 #: One round of a sender that serves every lane but large: a lane earlier in the turn is asked first, later ones fill in.

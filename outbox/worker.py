@@ -24,7 +24,7 @@ from outbox.errors import ConfigurationError, OutboxError
 from outbox.model import Lane
 from outbox.policy import GONE_AFTER, POLL, STOP_GRACE, lane_order
 from outbox.presence import Presence
-from outbox.store import door, looking
+from outbox.store import breaker, looking
 from outbox.transport import RequestsTransport, Transport
 
 log = logging.getLogger("outbox.worker")
@@ -128,7 +128,7 @@ class Worker:
         """Begin to work in the background."""
         migrate.require_current(self.outbox.database)
         with self.outbox.database.begin() as connection:
-            door.declare(connection, self.outbox.destinations)
+            breaker.declare(connection, self.outbox.destinations)
         self._presence.arrive()
         log.info("worker %s delivers to %s", self.id, ", ".join(self.destinations), extra={"worker_id": self.id})
         self._scheduler.start()

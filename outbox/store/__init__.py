@@ -1,7 +1,7 @@
 """Every SQL statement, in the order of a message's life.
 
     arriving   enqueue: stream, message, files
-    door       the destination's patience, shared by every worker
+    breaker    the destination's patience, shared by every worker
     claiming   claim: the oldest due messages become one worker's
     recording  record: what the answer made of them
     living     workers: beat, gone, rescue, release

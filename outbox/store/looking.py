@@ -138,10 +138,10 @@ def attempts_of(connection: Connection, message_id: int) -> Sequence[RowMapping]
 
 def anything_left(connection: Connection, names: Collection[str], now: datetime) -> bool:
     """Whether a message is due or claimed. Blocked streams and destinations that are left alone for now do not count."""
-    shut_for_now = and_(destination.c.open_until.is_not(None), destination.c.open_until > now)
+    open_for_now = and_(destination.c.open_until.is_not(None), destination.c.open_until > now)
     stopped = and_(destination.c.stop.is_not(None), destination.c.stop != "credentials")
-    doors = select(destination.c.name).where(destination.c.name.in_(names), ~or_(shut_for_now, stopped))
-    open_ones = list(connection.execute(doors).scalars())
+    willing = select(destination.c.name).where(destination.c.name.in_(names), ~or_(open_for_now, stopped))
+    open_ones = list(connection.execute(willing).scalars())
     if any(claiming.anything_due(connection, name, list(Lane), now) for name in open_ones):
         return True
     tried = select(message.c.id).where(message.c.destination.concat("").in_(names), claimed).limit(1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from outbox.errors import ConfigurationError
 from outbox.model import Lane
 from outbox.policy import (
-    Door,
+    Breaker,
     Passage,
     Policy,
     Stop,
@@ -137,36 +137,36 @@ def test_an_instant_is_never_further_away_than_its_maximum(away: float, expected
     assert NOW + seconds(expected) == clamp(NOW + seconds(away), NOW, 60.0)
 
 
-# A destination's door.
+# A destination's breaker.
 
 
 @pytest.mark.parametrize(
-    ("door", "expected"),
+    ("breaker", "expected"),
     [
-        (Door(), Passage.FREE),
-        (Door(failures=2), Passage.FREE),
-        (Door(3, NOW + seconds(1)), Passage.NONE),
-        (Door(3, NOW), Passage.PROBE),
-        (Door(3, NOW - timedelta(days=30)), Passage.PROBE),
-        (Door(1, NOW + seconds(1), Stop.CREDENTIALS), Passage.NONE),
-        (Door(1, NOW, Stop.CREDENTIALS), Passage.PROBE),
-        (Door(stop=Stop.PAUSE), Passage.NONE),
-        (Door(3, NOW, Stop.PAUSE), Passage.NONE),
-        (Door(stop=Stop.REJECT_STREAK), Passage.NONE),
-        (Door(3, NOW, Stop.REJECT_STREAK), Passage.NONE),
+        (Breaker(), Passage.FREE),
+        (Breaker(failures=2), Passage.FREE),
+        (Breaker(3, NOW + seconds(1)), Passage.NONE),
+        (Breaker(3, NOW), Passage.PROBE),
+        (Breaker(3, NOW - timedelta(days=30)), Passage.PROBE),
+        (Breaker(1, NOW + seconds(1), Stop.CREDENTIALS), Passage.NONE),
+        (Breaker(1, NOW, Stop.CREDENTIALS), Passage.PROBE),
+        (Breaker(stop=Stop.PAUSE), Passage.NONE),
+        (Breaker(3, NOW, Stop.PAUSE), Passage.NONE),
+        (Breaker(stop=Stop.REJECT_STREAK), Passage.NONE),
+        (Breaker(3, NOW, Stop.REJECT_STREAK), Passage.NONE),
     ],
 )
-def test_a_door_lets_pass(door: Door, expected: Passage) -> None:
-    assert expected is passage(door, NOW, POLICY)
+def test_a_door_lets_pass(breaker: Breaker, expected: Passage) -> None:
+    assert expected is passage(breaker, NOW, POLICY)
 
 
 @pytest.mark.parametrize("stop", [None, Stop.CREDENTIALS])
 def test_a_clock_that_stepped_back_a_day_does_not_shut_a_destination_for_a_day(stop: Stop | None) -> None:
     """The instant is further away than any that was ever invented, so it was invented by another clock."""
-    shut = Door(5, NOW + timedelta(days=1), stop)
+    opened = Breaker(5, NOW + timedelta(days=1), stop)
 
     waits = (seconds(step * 60) for step in range(24 * 60))
-    until_probe = next(wait for wait in waits if passage(shut, NOW + wait, Policy()) is Passage.PROBE)
+    until_probe = next(wait for wait in waits if passage(opened, NOW + wait, Policy()) is Passage.PROBE)
 
     assert until_probe < timedelta(hours=6)
 
@@ -174,36 +174,36 @@ def test_a_clock_that_stepped_back_a_day_does_not_shut_a_destination_for_a_day(s
 @pytest.mark.parametrize("size", [0, 100_000, 100_000_000])
 def test_while_a_probe_is_under_way_nobody_else_passes(size: int) -> None:
     policy = Policy()
-    shut = after_probe_began(Door(5, NOW), NOW, size, policy)
+    opened = after_probe_began(Breaker(5, NOW), NOW, size, policy)
     last = NOW + seconds(send_deadline(size, policy) - 1)
 
-    assert [Passage.NONE, Passage.NONE] == [passage(shut, NOW, policy), passage(shut, last, policy)]
+    assert [Passage.NONE, Passage.NONE] == [passage(opened, NOW, policy), passage(opened, last, policy)]
 
 
 def test_a_probe_that_died_heals_when_it_could_have_ended() -> None:
-    shut = after_probe_began(Door(5, NOW), NOW, 40_000, POLICY)
+    opened = after_probe_began(Breaker(5, NOW), NOW, 40_000, POLICY)
 
-    assert Door(5, NOW + seconds(60)) == shut
-    assert Passage.PROBE is passage(shut, NOW + seconds(60), POLICY)
+    assert Breaker(5, NOW + seconds(60)) == opened
+    assert Passage.PROBE is passage(opened, NOW + seconds(60), POLICY)
 
 
 @pytest.mark.parametrize(("failures", "expected"), [(0, 20.0), (1, 20.0), (4, 32.0), (5, 60.0), (99, 60.0)])
 def test_a_probe_shuts_the_door_for_the_longer_of_its_interval_and_its_send(failures: int, expected: float) -> None:
-    assert NOW + seconds(expected) == after_probe_began(Door(failures, NOW), NOW, 0, POLICY).open_until
+    assert NOW + seconds(expected) == after_probe_began(Breaker(failures, NOW), NOW, 0, POLICY).open_until
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (Door(), Door()),
-        (Door(2), Door()),
-        (Door(9, NOW), Door()),
-        (Door(9, NOW, Stop.CREDENTIALS), Door()),
-        (Door(9, NOW, Stop.PAUSE), Door(stop=Stop.PAUSE)),
-        (Door(9, NOW, Stop.REJECT_STREAK), Door(stop=Stop.REJECT_STREAK)),
+        (Breaker(), Breaker()),
+        (Breaker(2), Breaker()),
+        (Breaker(9, NOW), Breaker()),
+        (Breaker(9, NOW, Stop.CREDENTIALS), Breaker()),
+        (Breaker(9, NOW, Stop.PAUSE), Breaker(stop=Stop.PAUSE)),
+        (Breaker(9, NOW, Stop.REJECT_STREAK), Breaker(stop=Stop.REJECT_STREAK)),
     ],
 )
-def test_a_delivery_opens_every_door_but_one_that_a_person_must_open(before: Door, after: Door) -> None:
+def test_a_delivery_opens_every_door_but_one_that_a_person_must_open(before: Breaker, after: Breaker) -> None:
     assert after == after_success(before)
 
 
@@ -225,25 +225,25 @@ def test_a_delivery_opens_every_door_but_one_that_a_person_must_open(before: Doo
 def test_the_breaker_opens_after_its_number_of_failures_or_when_asked_to_wait(
     failures: int, wait: float | None, expected: float | None
 ) -> None:
-    door = after_fault(Door(failures), NOW, POLICY, 1.0, wait, credentials=False)
+    breaker = after_fault(Breaker(failures), NOW, POLICY, 1.0, wait, credentials=False)
 
-    assert Door(failures + 1, NOW + seconds(expected) if expected is not None else None) == door
+    assert Breaker(failures + 1, NOW + seconds(expected) if expected is not None else None) == breaker
 
 
 @given(failures=st.integers(0, 100), wait=st.none() | st.floats(0, 1e8), dice=st.floats(0, 1), credentials=st.booleans())
 def test_an_open_breaker_is_probed_within_its_cap(failures: int, wait: float | None, dice: float, credentials: bool) -> None:
-    door = after_fault(Door(failures), NOW, POLICY, dice, wait, credentials=credentials)
+    breaker = after_fault(Breaker(failures), NOW, POLICY, dice, wait, credentials=credentials)
 
-    assert failures + 1 == door.failures
-    assert door.open_until is None or NOW < door.open_until <= NOW + seconds(POLICY.probe_cap)
+    assert failures + 1 == breaker.failures
+    assert breaker.open_until is None or NOW < breaker.open_until <= NOW + seconds(POLICY.probe_cap)
 
 
 def test_refused_credentials_stop_at_once_and_are_tried_again_at_the_longest_interval() -> None:
-    assert Door(1, NOW + seconds(60), Stop.CREDENTIALS) == after_fault(Door(), NOW, POLICY, 0.0, None, credentials=True)
+    assert Breaker(1, NOW + seconds(60), Stop.CREDENTIALS) == after_fault(Breaker(), NOW, POLICY, 0.0, None, credentials=True)
 
 
 def test_a_failure_of_another_kind_takes_the_credentials_off_the_door() -> None:
-    before = Door(5, NOW, Stop.CREDENTIALS)
+    before = Breaker(5, NOW, Stop.CREDENTIALS)
 
     assert after_fault(before, NOW, POLICY, 1.0, None, credentials=False).stop is None
 
@@ -251,7 +251,7 @@ def test_a_failure_of_another_kind_takes_the_credentials_off_the_door() -> None:
 @pytest.mark.parametrize("stop", [Stop.PAUSE, Stop.REJECT_STREAK])
 @pytest.mark.parametrize("credentials", [False, True])
 def test_a_failure_leaves_stopped_what_a_person_must_start(stop: Stop, credentials: bool) -> None:
-    before = Door(4, None, stop)
+    before = Breaker(4, None, stop)
 
     assert replace(before, failures=5) == after_fault(before, NOW, POLICY, 1.0, None, credentials=credentials)
 
@@ -305,7 +305,7 @@ def test_a_policy_that_cannot_work_is_refused_by_the_name_of_its_mistake(wrong: 
 
 
 def test_instants_stay_aware() -> None:
-    shut = after_probe_began(Door(), NOW, 0, POLICY).open_until
+    opened = after_probe_began(Breaker(), NOW, 0, POLICY).open_until
 
-    assert isinstance(shut, datetime)
-    assert shut.tzinfo is not None
+    assert isinstance(opened, datetime)
+    assert opened.tzinfo is not None

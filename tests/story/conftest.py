@@ -20,7 +20,7 @@ from outbox import EnosEvents, Outbox, Policy, migrate
 from outbox.database import Database
 from outbox.dispatcher import Dispatcher
 from outbox.presence import Presence
-from outbox.store import door
+from outbox.store import breaker
 from outbox.testing import Received, Receiver
 from outbox.transport import RequestsTransport
 from tests import ledger
@@ -203,7 +203,7 @@ class Hand:
             lambda: self.stopping,
         )
         with outbox.database.begin() as connection:
-            door.declare(connection, outbox.destinations)
+            breaker.declare(connection, outbox.destinations)
         self.presence.arrive()
 
     def turn(self, *lanes: str) -> bool:
@@ -218,9 +218,9 @@ class Hand:
                 return taken
         raise AssertionError(f"still moving after {at_most} turns")
 
-    def door(self) -> Any:
+    def breaker(self) -> Any:
         with self.outbox.database.read() as connection:
-            return door.door(connection, "enos")
+            return breaker.read(connection, "enos")
 
 
 @pytest.fixture(scope="session")

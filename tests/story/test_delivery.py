@@ -227,7 +227,7 @@ def test_a_probe_that_succeeds_opens_the_door(place: Place, hand: Hand, outbox_h
     hand.turn_while_it_moves()
 
     assert [1, 3] == [len(each) for each in carried(place.receiver)[5:]]
-    assert hand.door().open_until is None
+    assert hand.breaker().open_until is None
     assert dict.fromkeys(keys, DELIVERED) == states(place.database)
     place.check()
 
@@ -275,11 +275,11 @@ def test_a_prober_that_dies_does_not_shut_the_door_for_ever(place: Place, outbox
         join(connection, "dead")
         policy = outbox_here.destinations["enos"].policy
         from outbox.policy import after_probe_began
-        from outbox.store import door, living
+        from outbox.store import breaker, living
 
-        seen = door.door(connection, "enos")
+        seen = breaker.read(connection, "enos")
         claim(connection, "dead", now=place.clock.wall)
-        door.move_door(connection, "enos", seen, after_probe_began(seen, place.clock.wall, 2, policy), place.clock.wall)
+        breaker.move(connection, "enos", seen, after_probe_began(seen, place.clock.wall, 2, policy), place.clock.wall)
         living.leave(connection, "dead")
     place.receiver.never()
     hand.dispatcher.rescue()
@@ -526,7 +526,7 @@ def test_a_token_that_ran_out_is_renewed_in_the_same_delivery(guarded: tuple[Pla
     assert [200, 401, 200] == [request.status for request in receiver.requests]
     assert [("delivered", None)] == outcomes(place.database, "b")
     assert 2 == len(deliveries(place.database))
-    assert 0 == hand.door().failures
+    assert 0 == hand.breaker().failures
 
 
 def test_credentials_that_are_refused_stop_the_destination_and_cost_nothing(guarded: tuple[Place, Outbox, Receiver]) -> None:
@@ -537,7 +537,7 @@ def test_credentials_that_are_refused_stop_the_destination_and_cost_nothing(guar
 
     for _ in range(5):
         hand.turn()
-    stopped = hand.door()
+    stopped = hand.breaker()
     place.clock.move(minutes=14)
     hand.turn()
 
@@ -559,7 +559,7 @@ def test_credentials_are_tried_again_every_quarter_of_an_hour(guarded: tuple[Pla
     hand.turn_while_it_moves()
 
     assert {"a": DELIVERED, "b": DELIVERED} == states(place.database)
-    assert hand.door().stop is None
+    assert hand.breaker().stop is None
     place.check()
 
 
@@ -571,7 +571,7 @@ def test_a_token_service_that_refuses_us_stops_the_destination(place: Place) -> 
 
     hand.turn()
 
-    assert Stop.CREDENTIALS == hand.door().stop
+    assert Stop.CREDENTIALS == hand.breaker().stop
     assert [] == place.receiver.requests
     assert [("retry", None)] == outcomes(place.database, "a")
 
@@ -745,7 +745,7 @@ def test_what_the_gone_left_behind_is_settled_as_unknown(place: Place, hand: Han
     assert 0 == hand.dispatcher.rescue()
 
     assert (PENDING, 0, 1) == tuple(column(place.database, "a", name) for name in ("state", "failures", "unknowns"))
-    assert 0 == hand.door().failures
+    assert 0 == hand.breaker().failures
     hand.turn()
     assert [("unknown", None), ("delivered", None)] == outcomes(place.database, "a")
     place.check()

@@ -68,9 +68,9 @@ def test_an_upload_that_outlasts_the_grace_is_cut_and_costs_nothing(place: Place
     assert (State.PENDING, 1, 0, 0) == counters(place, "a")
     assert [("not_sent", None)] == outcomes(place.database, "a")
     with place.database.read() as connection:
-        from outbox.store import door
+        from outbox.store import breaker
 
-        assert 0 == door.door(connection, "enos").failures
+        assert 0 == breaker.read(connection, "enos").failures
     place.run("work", until_idle=True).ended()
     assert [False, True] == [request.complete for request in place.begun()]
     place.check()
@@ -134,7 +134,7 @@ def test_what_was_claimed_when_the_stop_came_goes_back_uncharged(place: Place) -
     assert (State.PENDING, 1, 0, 0) == counters(place, "a")
     assert [("not_sent", None)] == outcomes(place.database, "a")
     assert [] == place.receiver.requests
-    assert 0 == hand.door().failures
+    assert 0 == hand.breaker().failures
 
 
 def test_what_a_stopped_worker_left_is_nobodys_to_rescue(place: Place) -> None:

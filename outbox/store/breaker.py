@@ -1,4 +1,4 @@
-"""A destination's door: its persisted patience, shared by every worker."""
+"""A destination's breaker: its persisted patience, shared by every worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, select, update
 
 from outbox.database import insert_or_nothing
-from outbox.policy import Door, Stop
+from outbox.policy import Breaker, Stop
 from outbox.tables import destination
 
 
@@ -19,17 +19,17 @@ def declare(connection: Connection, names: Iterable[str]) -> None:
         connection.execute(insert_or_nothing(connection, destination).values(name=name))
 
 
-def door(connection: Connection, name: str, *, lock: bool = False) -> Door:
+def read(connection: Connection, name: str, *, lock: bool = False) -> Breaker:
     """A destination's persisted patience; with `lock`, nobody changes it before this transaction ends."""
     columns = (destination.c.failures, destination.c.open_until, destination.c.stop)
     statement = select(*columns).where(destination.c.name == name)
     row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     if row is None:
-        return Door()
-    return Door(row.failures, row.open_until, Stop(row.stop) if row.stop else None)
+        return Breaker()
+    return Breaker(row.failures, row.open_until, Stop(row.stop) if row.stop else None)
 
 
-def move_door(connection: Connection, name: str, seen: Door, new: Door, now: datetime, text: str | None = None) -> bool:
+def move(connection: Connection, name: str, seen: Breaker, new: Breaker, now: datetime, text: str | None = None) -> bool:
     """Change a destination's patience if it is still as it was seen: of several who try, one wins."""
     same = and_(
         destination.c.name == name,
