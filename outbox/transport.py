@@ -248,26 +248,25 @@ def _carry(connection: HTTPConnection) -> None:
         fuse.carry(connection)
 
 
-class _Connection(HTTPConnection):
+class _Carrying:
+    """Lets the fuse know which connection does the request's work, be it new or used again."""
+
     def connect(self) -> None:
-        _carry(self)
-        super().connect()
-        _carry(self)
+        _carry(self)  # type: ignore[arg-type]  # it is mixed into connections
+        super().connect()  # type: ignore[misc]
+        _carry(self)  # type: ignore[arg-type]
 
     def putrequest(self, *args: Any, **named: Any) -> None:
-        _carry(self)
-        super().putrequest(*args, **named)
+        _carry(self)  # type: ignore[arg-type]
+        super().putrequest(*args, **named)  # type: ignore[misc]
 
 
-class _SecureConnection(HTTPSConnection):
-    def connect(self) -> None:
-        _carry(self)
-        super().connect()
-        _carry(self)
+class _Connection(_Carrying, HTTPConnection):
+    pass
 
-    def putrequest(self, *args: Any, **named: Any) -> None:
-        _carry(self)
-        super().putrequest(*args, **named)
+
+class _SecureConnection(_Carrying, HTTPSConnection):
+    pass
 
 
 class _Pool(HTTPConnectionPool):
