@@ -242,6 +242,9 @@ class Outbox:
             raise Refused(
                 [Fault(f"files.{offered.name}", f"has more than {error.limit} bytes, which is the most allowed")]
             ) from None
+        except (TypeError, ValueError) as error:
+            fault = Fault(f"files.{offered.name}", "cannot be read as bytes; give a stream that is open, and open as binary")
+            raise Refused([fault]) from error
         finally:
             if ours:
                 source.close()

@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, mak
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, SchemaError
 
 #: Seconds a SQLite writer waits for its turn.
 _BUSY_TIMEOUT = 60
@@ -31,7 +31,8 @@ def connect(url: str | URL) -> Engine:
 
     SQLite: WAL with synchronous=FULL, so that a commit survives a power cut, and transactions that take the write lock when
     they begin, so that a transaction never fails halfway with "database is locked". Postgres: any driver of SQLAlchemy's.
-    Raises ConfigurationError for a URL that is none, or for another database.
+    Raises ConfigurationError for a URL that is none, or for another database; SchemaError when there is no such SQLite file:
+    a database that is gone is never replaced by an empty one.
     """
     url = parsed(url)
     name = url.get_backend_name()
@@ -40,8 +41,8 @@ def connect(url: str | URL) -> Engine:
             raise ConfigurationError("an outbox needs a database file: a SQLite database in memory is lost with its process")
         # One connection is the process's place in the queue for SQLite's write lock: threads wait for it in turn, instead of
         # racing each other through the busy handler, which is not fair.
-        if not url.database.startswith("file:"):
-            _create_privately(Path(url.database))
+        if not url.database.startswith("file:") and not Path(url.database).exists():
+            raise SchemaError(f"there is no database {url.database} yet; run: outbox init, or outbox db upgrade")
         engine = create_engine(url, hide_parameters=True, pool_size=1, max_overflow=0, pool_timeout=2 * _BUSY_TIMEOUT)
         _begin_immediate(engine)
         prepare(engine)
@@ -105,6 +106,13 @@ def prepare(engine: Engine) -> Engine:
             cursor.execute("PRAGMA journal_size_limit = 67108864")
             cursor.close()
 
+        @event.listens_for(engine, "savepoint")
+        def begin_first(connection: Connection, _name: str) -> None:
+            # The driver begins no transaction for a savepoint: as the first act, releasing it would commit what is in it.
+            driver: Any = connection.connection.dbapi_connection
+            if not driver.in_transaction:
+                connection.exec_driver_sql("BEGIN")
+
         engine.dispose()
     return engine
 
@@ -167,6 +175,12 @@ class Database:
                     self._engine = self._lent or connect(self._url)
         return self._engine
 
+    def create(self) -> None:
+        """SQLite: make the file if there is none, for its owner alone. Elsewhere nothing."""
+        path = self._url.database
+        if self._url.get_backend_name() == "sqlite" and path and path != ":memory:" and not path.startswith("file:"):
+            _create_privately(Path(path))
+
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """One short transaction: committed at the end, rolled back on an exception."""
@@ -200,7 +214,7 @@ class Database:
     @property
     def kind(self) -> str:
         """`sqlite` or `postgresql`."""
-        return self.engine.dialect.name
+        return self._url.get_backend_name()
 
 
 def insert_or_nothing(connection: Connection, table: Table) -> Any:

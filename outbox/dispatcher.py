@@ -123,11 +123,15 @@ class Dispatcher:
         with self._lock:
             leftovers, self._unrecorded = self._unrecorded, []
         errors = []
-        for result in leftovers:  # each by itself: one that cannot be recorded must not hold up the others
+        while leftovers:  # each by itself: one that cannot be recorded must not hold up the others
             try:
-                self._record_or_keep(result)
+                self._record_or_keep(leftovers.pop(0))
             except Exception as error:  # noqa: BLE001 (raised below)
                 errors.append(error)
+            except BaseException:
+                with self._lock:
+                    self._unrecorded += leftovers
+                raise
         if errors:
             raise errors[0]
 

@@ -54,11 +54,11 @@ class Refused(OutboxError, ValueError):
 class UnknownDestination(Refused):
     """Nobody declared a destination of that name."""
 
-    def __init__(self, name: str, declared: Iterable[str]) -> None:
+    def __init__(self, name: object, declared: Iterable[str]) -> None:
         self.name = name
         self.declared = tuple(sorted(declared))
         known = ", ".join(self.declared) or "none"
-        super().__init__([Fault("", f"no destination named {name!r}; declared: {known}")])
+        super().__init__([Fault("", f"no destination named {repr(name)[:102]}; declared: {known}")])
 
 
 class KeyConflict(OutboxError, ValueError):

@@ -69,13 +69,18 @@ def examine(
     roots: Sequence[Path],
 ) -> Request:
     """The request in order, or Refused with all its faults. Reads no file's content."""
-    faults = list(json_payload.faults(payload))
+    endless = json_payload.unbounded(payload)
+    faults = [endless] if endless else list(json_payload.faults(payload))
     faults += _key_faults("key", key)
     faults += _key_faults("ordering_key", ordering_key)
-    if due_at is not None and (not isinstance(due_at, datetime) or due_at.tzinfo is None):
-        faults.append(Fault("due_at", f"expected a datetime with a time zone, got {due_at!r}"))
+    if due_at is not None and not _in_time(due_at):
+        faults.append(Fault("due_at", f"expected a datetime with a time zone, got {json_payload.brief(due_at)}"))
     if lane is not None and lane not in list(Lane):
-        faults.append(Fault("lane", f"no lane named {str(lane)!r}; known: {', '.join(Lane)}"))
+        faults.append(Fault("lane", f"no lane named {json_payload.brief(lane)}; known: {', '.join(Lane)}"))
+    if not isinstance(files, Mapping):
+        raise Refused(
+            [*faults, Fault("files", f"expected names and files as in {{'photo': path}}, got {json_payload.brief(files)}")]
+        )
     offered: list[Offered] = []
     for name, source in files.items():
         found = offer(name, source, roots)
@@ -87,8 +92,9 @@ def examine(
         else:
             faults += found
     given = {str(name): "" for name in files} | {each.name: each.filename for each in offered}
-    # The destination looks even at what is not quite JSON, so that all faults come out together.
-    faults += destination.check(Draft(payload, "", given))
+    if endless is None:
+        # The destination looks even at what is not quite JSON, so that all faults come out together.
+        faults += destination.check(Draft(payload, "", given))
     if faults:
         shown = (Fault(json_payload.printable(path), json_payload.printable(text)) for path, text in faults)
         raise Refused(list(dict.fromkeys(shown)))
@@ -132,11 +138,19 @@ def open_source(offered: Offered) -> BinaryIO:
     return opened
 
 
+def _in_time(due_at: object) -> bool:
+    """Whether an instant has a time zone, and is one that a calendar in UTC has a place for."""
+    try:
+        return isinstance(due_at, datetime) and due_at.tzinfo is not None and bool(due_at.astimezone(UTC))
+    except OverflowError:
+        return False
+
+
 def _key_faults(what: str, key: object) -> list[Fault]:
     if key is None:
         return []
     if not isinstance(key, str):
-        return [Fault(what, f"expected a string, got {key!r}")]
+        return [Fault(what, f"expected a string, got {json_payload.brief(key)}")]
     faults = []
     if not 0 < len(key) <= KEY_LIMIT:
         faults.append(Fault(what, f"expected 1 to {KEY_LIMIT} characters, got {len(key)}"))
@@ -153,17 +167,20 @@ def offer(name: object, source: object, roots: Sequence[Path]) -> Offered | list
     """A file at the door, or what is wrong with it."""
     where = f"files.{name}"
     if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT:
-        return [Fault("files", f"expected a name of 1 to {NAME_LIMIT} characters, got {name!r}"[:200])]
+        return [Fault("files", f"expected a name of 1 to {NAME_LIMIT} characters, got {json_payload.brief(name)}")]
     if json_payload.has_controls(name):
         return [Fault("files", f"the name {name!r} holds control characters")]
-    filename: str | None = None
-    content_type = OCTETS
+    name_given: object = None
+    type_given: object = OCTETS
     found = source
     if isinstance(source, File):
-        found, filename, content_type = source.source, source.filename, source.content_type or OCTETS
+        found, name_given, type_given = source.source, source.filename, source.content_type or OCTETS
     faults = []
+    if name_given is not None and not isinstance(name_given, str):
+        return [Fault(where, f"expected its file name to be a string, got {json_payload.brief(name_given)}")]
+    filename, content_type = name_given, str(type_given)
     if not _CONTENT_TYPE.fullmatch(content_type):
-        faults.append(Fault(where, f"{content_type[:60]!r} is not a content type such as image/jpeg"))
+        faults.append(Fault(where, f"{json_payload.brief(type_given)} is not a content type such as image/jpeg"))
     size: int | None = None
     taken: Path | bytes | BinaryIO | SpooledFile
     match found:
@@ -176,7 +193,7 @@ def offer(name: object, source: object, roots: Sequence[Path]) -> Offered | list
             looked = _look(where, os.fspath(found), roots)
             if isinstance(looked, Fault):
                 return [*faults, looked]
-            filename = filename or Path(os.fspath(found)).name
+            filename = filename or Path(os.fsdecode(found)).name
             taken, size = looked
         case io.TextIOBase():
             return [*faults, Fault(where, "is open as text; open it with mode 'rb'")]

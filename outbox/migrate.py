@@ -61,6 +61,7 @@ def upgrade(database: Database) -> tuple[str | None, str]:
     """Bring the database to the newest schema; returns the revisions before and after. Doing it again is no error."""
     from alembic import command
 
+    database.create()
     with database.begin() as connection:
         lock_for_migration(connection)
         before = current(connection)

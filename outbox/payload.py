@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from outbox.errors import Fault
 
 #: Nesting that a payload, or an answer, may have.
 DEPTH = 32
+#: Members that a payload may have, at every depth together.
+MEMBERS = 300_000
 
 #: Bits of a number with a thousand digits; Python itself refuses to write more than 4300.
 _LONGEST_INTEGER = 3322
@@ -38,8 +41,32 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def brief(value: object) -> str:
+    """A value for an error: short, whatever it is."""
+    try:
+        text = reprlib.repr(value)
+    except Exception:  # noqa: BLE001 (somebody else's __repr__, or a number too long to write)
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def unbounded(value: object) -> Fault | None:
+    """What keeps a value from being walked through at all: too deep, too many members, or a circle."""
+    members = 0
+    waiting = [(value, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        if not isinstance(each, dict | list | tuple):
+            continue
+        members += len(each)
+        if depth >= DEPTH or members > MEMBERS:
+            return Fault("payload", f"is nested more than {DEPTH} deep, has more than {MEMBERS} members, or holds itself")
+        waiting += [(member, depth + 1) for member in (each.values() if isinstance(each, dict) else each)]
+    return None
+
+
 def faults(value: object, path: Path = ()) -> Iterator[Fault]:
-    """Everything in a value that is not JSON, with its path."""
+    """Everything in a value that is not JSON, with its path; for one that is not `unbounded`."""
     match value:
         case None | bool():
             return
@@ -53,15 +80,12 @@ def faults(value: object, path: Path = ()) -> Iterator[Fault]:
             if not math.isfinite(value):
                 yield Fault(shown(path), f"{value} is not JSON; leave the member out or send null")
         case dict() | list() | tuple():
-            if len(path) >= DEPTH:
-                yield Fault(shown(path[:4]) + "…", f"is nested more than {DEPTH} deep")
-                return
             steps = value.items() if isinstance(value, dict) else enumerate(value)
             for step, member in steps:
                 if isinstance(value, dict) and not isinstance(step, str):
-                    yield Fault(shown(path), f"the name {step!r} is not a string")
+                    yield Fault(shown(path), f"the name {brief(step)} is not a string")
                 elif isinstance(step, str) and has_controls(step):
-                    yield Fault(shown(path), f"the name {step!r} holds control characters")
+                    yield Fault(shown(path), f"the name {brief(step)} holds control characters")
                 else:
                     yield from faults(member, (*path, step))
         case _:
@@ -74,11 +98,9 @@ def text(value: object) -> str:
 
 
 def strings(value: object, path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Every string in a JSON value, with its path, as deep as a payload may go."""
+    """Every string in a value that is not `unbounded`, with its path."""
     if isinstance(value, str):
         yield path, value
-    elif len(path) > DEPTH:
-        return
     elif isinstance(value, dict):
         for name, member in value.items():
             yield from strings(member, (*path, name))

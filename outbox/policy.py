@@ -186,11 +186,11 @@ def after_fault(
         return Breaker(failures, breaker.open_until, breaker.stop)
     if credentials:
         return Breaker(failures, now + timedelta(seconds=policy.probe_cap), Stop.CREDENTIALS)
-    if wait is None and failures < policy.breaker_after:
+    if wait is None and failures < policy.breaker_after and not breaker.is_open:
         return Breaker(failures, None, None)
     pause = doubling(failures - policy.breaker_after + 1, policy.probe_first, policy.probe_cap)
     spread = pause * (0.5 + dice / 2)
-    return Breaker(failures, now + timedelta(seconds=max(spread, min(wait or 0.0, policy.probe_cap))), None)
+    return Breaker(failures, now + timedelta(seconds=max(spread, min(wait or 0.0, policy.probe_cap))), breaker.stop)
 
 
 #: One round of a sender that serves every lane but large: a lane earlier in the turn is asked first, later ones fill in.

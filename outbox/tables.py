@@ -185,6 +185,8 @@ partial(
 )
 partial("ix_outbox_message_claimed", message.c.claimed_by, where=claimed)
 partial("ix_outbox_message_dead", message.c.destination, message.c.finished_at, where=dead)
+dead_in_stream = and_(message.c.stream_id.is_not(None), dead)
+partial("ix_outbox_message_dead_in_stream", message.c.stream_id, message.c.stream_number, where=dead_in_stream)
 partial("ix_outbox_message_stream", message.c.stream_id, message.c.stream_number, where=in_stream)
 
 #: Spooled files: one row for each name in the spool that a message may refer to.

@@ -161,8 +161,9 @@ def settle(
                 return dead(Outcome.UNKNOWN, Reason.OUTCOME_UNKNOWN)
             if batch > 1:
                 return pending(Outcome.UNKNOWN, halved, faulted=True)
-            if recovered:
-                unknowns += 1
+            if not recovered:
+                return pending(Outcome.UNKNOWN, faulted=True)
+            unknowns += 1
             if unknowns > policy.max_unknown:
                 return dead(Outcome.UNKNOWN, Reason.OUTCOME_UNKNOWN)
             return pending(Outcome.UNKNOWN, faulted=True)

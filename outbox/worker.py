@@ -81,6 +81,7 @@ class Worker:
         self._identity_lock = threading.Lock()
         self._failing: set[str] = set()
         self._signals = _Signals()
+        self._ended = False
         self._dispatcher = Dispatcher(
             outbox.database,
             outbox.spool_store,
@@ -125,16 +126,23 @@ class Worker:
                     return
 
     def start(self) -> None:
-        """Begin to work in the background."""
+        """Begin to work in the background; once in a worker's life."""
+        if self.id or self._stop.is_set():
+            raise ConfigurationError("a worker works once; make another one")
         migrate.require_current(self.outbox.database)
         with self.outbox.database.begin() as connection:
             breaker.declare(connection, self.outbox.destinations)
+            breaker.try_again(connection, self.destinations, self.outbox.ambient.now())
         self._presence.arrive()
         log.info("worker %s delivers to %s", self.id, ", ".join(self.destinations), extra={"worker_id": self.id})
-        self._scheduler.start()
-        for loop in self._loops:
-            self._arm(loop, 0.0)
-        self._pulse.start()
+        try:
+            self._pulse.start()
+            self._scheduler.start()
+            for loop in self._loops:
+                self._arm(loop, 0.0)
+        except BaseException:
+            self.join()
+            raise
 
     def stop(self) -> None:
         """Ask for the end: sends in hand are finished, none is begun. Returns at once."""
@@ -149,8 +157,13 @@ class Worker:
         if self._sending():
             log.warning("cutting off what is still being sent")
             self._transport.cut()
-        self._scheduler.shutdown(wait=True)
-        self._pulse.join()
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=True)
+        if self._pulse.is_alive():
+            self._pulse.join()
+        if self._ended or not self.id:
+            return
+        self._ended = True
         for step in (self._dispatcher.record_leftovers, self._dispatcher.release_unheld, self._presence.leave):
             self._attempt(step)
         log.info("worker %s has stopped", self.id, extra={"worker_id": self.id})

@@ -265,6 +265,14 @@ def upgrade() -> None:
         sqlite_where=sa.text("state = 'dead'"),
     )
     op.create_index(
+        "ix_outbox_message_dead_in_stream",
+        "outbox_message",
+        ["stream_id", "stream_number"],
+        unique=False,
+        postgresql_where=sa.text("stream_id IS NOT NULL AND state = 'dead'"),
+        sqlite_where=sa.text("stream_id IS NOT NULL AND state = 'dead'"),
+    )
+    op.create_index(
         "ix_outbox_message_due",
         "outbox_message",
         ["destination", "lane", "due_at", "id"],

@@ -27,8 +27,8 @@ A durable store-and-forward outbox.
 
 Data goes to standard output, everything else to standard error; --json gives JSON, one object a line for lists.
 
-Exit codes: 0 done; 1 failed; 2 used or set up wrongly; 3 nothing matched; 4 messages are left because a destination or
-our credentials are in trouble; 5 the database needs `outbox db upgrade`.
+Exit codes: 0 done; 1 failed; 2 used or set up wrongly; 3 nothing matched; 4 messages are left, because a destination or
+our credentials are in trouble or a try of theirs failed; 5 the database needs `outbox db upgrade`.
 """
 
 

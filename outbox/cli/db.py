@@ -33,10 +33,14 @@ def upgrade(ctx: click.Context, as_json: bool) -> None:
 def status(ctx: click.Context, as_json: bool) -> None:
     """The schema of the database, and the one that this version needs. Exit code 5 when they differ."""
     from outbox import migrate
+    from outbox.errors import SchemaError
 
     outbox, _ = outbox_and_worker(ctx)
-    with outbox.database.read() as connection:
-        found = migrate.current(connection)
+    try:
+        with outbox.database.read() as connection:
+            found = migrate.current(connection)
+    except SchemaError:  # there is not even a file
+        found = None
     if as_json:
         emit({"found": found, "needed": migrate.newest(), "current": found == migrate.newest()})
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 
 import rich_click as click
 
@@ -66,12 +66,12 @@ def _payload(source: str) -> object:
         if source == "-":
             text = sys.stdin.read()
         else:
-            with click.open_file(source, encoding="utf-8") as file:
+            with click.open_file(source, encoding="utf-8-sig") as file:
                 text = file.read()
         return json.loads(text)
     except OSError as error:
         raise click.BadParameter(f"cannot read {source}: {error.strerror}", param_hint="--payload") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{source} is not JSON: {error}", param_hint="--payload") from None
 
 
@@ -80,6 +80,6 @@ def _instant(text: str | None) -> datetime | None:
         return None
     try:
         when = datetime.fromisoformat(text)
-    except ValueError:
+        return (when if when.tzinfo else when.astimezone()).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
         raise click.BadParameter(f"expected a time such as 2026-11-22T18:00:00Z, got {text!r}", param_hint="--due-at") from None
-    return when if when.tzinfo else when.astimezone()

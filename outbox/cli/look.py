@@ -24,11 +24,11 @@ def status(ctx: click.Context, as_json: bool) -> None:
     with outbox.database.read() as connection:
         counts = looking.counts(connection, now)
         for name, delivered in looking.delivered_since(connection, now - timedelta(hours=1)).items():
-            counts.setdefault(name, {})["delivered_last_hour"] = delivered
+            counts.setdefault(name, looking.nothing())["delivered_last_hour"] = delivered
         workers = looking.alive(connection)
         files, spooled = looking.spooled(connection)
     for name in outbox.destinations:
-        counts.setdefault(name, {})
+        counts.setdefault(name, looking.nothing())
     root = getattr(outbox.spool_store, "root", None)
     free = shutil.disk_usage(root).free if root is not None and root.exists() else None
     if as_json:
@@ -62,7 +62,7 @@ def _stopped(each: dict[str, Any]) -> str:
 @click.command("list", epilog="Example: outbox list --state dead --destination enos")
 @click.option("--state", "states", multiple=True, type=click.Choice(["pending", "claimed", "delivered", "dead", "cancelled"]))
 @click.option("--destination", "destinations", multiple=True)
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Show so many, newest first.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="Show so many, newest first.")
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, states: tuple[str, ...], destinations: tuple[str, ...], limit: int, as_json: bool) -> None:

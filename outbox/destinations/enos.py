@@ -155,16 +155,16 @@ class EnosEvents(Destination):
         document = payload.believed(answer.body) if answer.whole else None
         code = payload.integer(document.get("code")) if document else None
         facts = _facts(answer, document, code)
+        apim_status = document.get("apim_status") if document else None
         if answer.status == 413 or code in _TOO_LARGE:
             return Reject(facts, Reason.TOO_LARGE)
-        if code in _SUCCESS:
+        if code in _SUCCESS and apim_status is None:
             if not 200 <= answer.status < 300:
                 return Retry(facts, retry_after(answer, now))
             if code == 200:
                 _note_code_200()
             return Delivered(facts) if answer.sent_whole else NotSent(facts)
-        apim_status = payload.integer(document.get("apim_status")) if document else None
-        if code in _RENEW or apim_status in _RENEW_APIM or (code is None and answer.status == 401):
+        if code in _RENEW or payload.integer(apim_status) in _RENEW_APIM or (code is None and answer.status == 401):
             return Retry(facts, renew=True, credentials=True)
         if code in _CREDENTIALS:
             return Retry(facts, credentials=True)
@@ -172,13 +172,14 @@ class EnosEvents(Destination):
             return Reject(facts)
         return Retry(facts, retry_after(answer, now))
 
-    def _unknown_members(self, struct: dict[str, Any]) -> Iterator[Fault]:
+    def _unknown_members(self, struct: dict[Any, Any]) -> Iterator[Fault]:
         known = ["assetId", "productKey", "deviceKey", self.action.member, *(["time"] if self.action.timed else [])]
         for name in struct:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
+                shown = name if isinstance(name, str) else payload.brief(name)
+                near = difflib.get_close_matches(shown, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                yield Fault(str(name), f"is not a member of this message; {hint}")
+                yield Fault(shown, f"is not a member of this message; {hint}")
 
     def _time_faults(self, struct: dict[str, Any]) -> Iterator[Fault]:
         if not self.action.timed:
@@ -187,7 +188,7 @@ class EnosEvents(Destination):
         if "time" not in struct:
             yield Fault("time", "is missing; expected milliseconds since 1970 as an integer")
         elif not isinstance(time, int) or isinstance(time, bool):
-            yield Fault("time", f"expected milliseconds since 1970 as an integer, got {time!r}")
+            yield Fault("time", f"expected milliseconds since 1970 as an integer, got {payload.brief(time)}")
         elif not 0 <= time < 2**63:
             yield Fault("time", "expected milliseconds since 1970, got a number out of range")
 
@@ -201,7 +202,10 @@ class EnosEvents(Destination):
             if isinstance(feature, str) and not feature.strip():
                 yield Fault(name, "a name in it is empty")
             if self.action is EVENT and not isinstance(value, dict):
-                yield Fault(f"{name}.{feature}", "expected an object of the event's parameters")
+                yield Fault(
+                    f"{name}.{feature if isinstance(feature, str) else payload.brief(feature)}",
+                    "expected an object of the event's parameters",
+                )
 
     def _reference_faults(self, struct: dict[str, Any], draft: Draft) -> Iterator[Fault]:
         used = set()
@@ -292,7 +296,7 @@ def _device_faults(struct: dict[str, Any]) -> Iterator[Fault]:
     for name in ("assetId", *pair) if asset else pair:
         value = struct[name]
         if not isinstance(value, str) or not value.strip():
-            yield Fault(name, f"expected a string that is not empty, got {value!r}")
+            yield Fault(name, f"expected a string that is not empty, got {payload.brief(value)}")
         elif payload.has_controls(value):
             yield Fault(name, "holds control characters")
 

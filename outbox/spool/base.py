@@ -33,10 +33,10 @@ class Spool(Protocol):
         """
 
     def open(self, name: str) -> BinaryIO:
-        """The bytes, for reading. Raises FileMissing."""
+        """The bytes, for reading. Raises FileMissing, or FileChanged for what is no file of ours any more."""
 
     def size(self, name: str) -> int:
-        """Length in bytes. Raises FileMissing."""
+        """Length in bytes. Raises FileMissing, or FileChanged for what is no file of ours any more."""
 
     def touch(self, name: str) -> None:
         """Mark as used now, so that no sweep takes it for rubbish. Raises FileMissing."""

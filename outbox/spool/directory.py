@@ -13,12 +13,13 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from outbox.errors import FileMissing, SpoolError
+from outbox.errors import FileChanged, FileMissing, SpoolError
 from outbox.model import SpooledFile
 from outbox.spool.base import Oversize, SpoolEntry, checked_name
 
@@ -81,16 +82,21 @@ class DirectorySpool:
         except FileNotFoundError:
             raise self._missing(name) from None
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise FileChanged(name, "it is a link") from None
             raise SpoolError(f"cannot read spooled file {name}: {error.strerror}") from error
         return os.fdopen(descriptor, "rb", buffering=0)
 
     def size(self, name: str) -> int:
         try:
-            return self._find(name).stat().st_size
+            found = self._find(name).lstat()
         except FileNotFoundError:
             raise self._missing(name) from None
         except OSError as error:
             raise SpoolError(f"cannot look at spooled file {name}: {error.strerror}") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise FileChanged(name, "it is no regular file")
+        return found.st_size
 
     def touch(self, name: str) -> None:
         try:
@@ -183,6 +189,8 @@ def _copy(name: str, source: BinaryIO, target: int, limit: int | None) -> Spoole
     while (block := source.read(_BLOCK)) != b"":
         if block is None:
             raise BlockingIOError(errno.EAGAIN, "the stream has no more bytes yet; give one that waits for them")
+        if not isinstance(block, bytes | bytearray):
+            raise TypeError(f"expected bytes, the stream gave {type(block).__name__}")
         size += len(block)
         if limit is not None and size > limit:
             raise Oversize(limit)

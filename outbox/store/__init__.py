@@ -4,10 +4,12 @@
     breaker    the destination's patience, shared by every worker
     claiming   claim: the oldest due messages become one worker's
     recording  record: what the answer made of them
+    streams    where each stream stands, and whose turn it is
     living     workers: beat, gone, rescue, release
     keeping    the spool's rows: what may be freed, what is rubbish
     looking    status, list, show
 
 Functions of a connection; they open no transaction: the verbs do, visibly. Locks are taken in the order worker, destination,
-stream, message; a statement that locks several messages skips locked ones or takes them in the order of their ids.
+stream, message; a statement that locks several messages skips locked ones or takes them in the order of their ids. A stream's
+place, locked after its message, is skipped while somebody else holds it.
 """

@@ -19,6 +19,12 @@ def declare(connection: Connection, names: Iterable[str]) -> None:
         connection.execute(insert_or_nothing(connection, destination).values(name=name))
 
 
+def try_again(connection: Connection, names: Iterable[str], now: datetime) -> None:
+    """Let destinations that refused our credentials be probed now: whoever starts a worker may have mended them."""
+    refused = (destination.c.name.in_(list(names)), destination.c.stop == Stop.CREDENTIALS)
+    connection.execute(update(destination).where(*refused).values(open_until=now))
+
+
 def read(connection: Connection, name: str, *, lock: bool = False) -> Breaker:
     """A destination's persisted patience; with `lock`, nobody changes it before this transaction ends."""
     columns = (destination.c.failures, destination.c.open_until, destination.c.stop)

@@ -32,19 +32,24 @@ def alive(connection: Connection) -> int:
     return connection.execute(select(func.count()).where(worker.c.gone.is_(False))).scalar_one()
 
 
+def nothing() -> dict[str, Any]:
+    """What is told of a destination that no message was ever for."""
+    numbers = dict.fromkeys(("due", "waiting", "claimed", "dead", "delivered_last_hour", "failures"), 0)
+    return {**numbers, "oldest_due_at": None, "stop": None, "stop_text": None, "open_until": None}
+
+
 def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
     """Per destination: due, waiting, claimed, dead, delivered in the last hour, oldest, and why it is stopped.
 
     Delivered messages are counted from the deliveries: nobody counts the messages themselves.
     """
     found: dict[str, dict[str, Any]] = {}
-    blank = {"due": 0, "waiting": 0, "claimed": 0, "dead": 0, "delivered_last_hour": 0, "oldest_due_at": None}
 
     # SQLite groups by walking an index on the column, which here would be one over every message there is.
     by_destination = message.c.destination.concat("")
 
     def of(name: str) -> dict[str, Any]:
-        return found.setdefault(name, dict(blank) | {"stop": None, "stop_text": None, "open_until": None, "failures": 0})
+        return found.setdefault(name, nothing())
 
     for row in connection.execute(select(destination).order_by(destination.c.name)):
         of(row.name).update(stop=row.stop, stop_text=row.stop_text, open_until=row.open_until, failures=row.failures)
@@ -151,5 +156,9 @@ def anything_left(connection: Connection, names: Collection[str], now: datetime)
 def put_off(connection: Connection, names: Collection[str]) -> dict[str, int]:
     """Per destination, messages that wait for another try after a failure of their own."""
     by_destination = message.c.destination.concat("")
-    failed = select(by_destination, func.count()).where(by_destination.in_(names), pending, message.c.failures > 0)
-    return {name: int(count) for name, count in connection.execute(failed.group_by(by_destination)).all()}
+    found: dict[str, int] = {}
+    for condition in (and_(pending, loose), and_(pending, in_stream)):
+        failed = select(by_destination, func.count()).where(by_destination.in_(names), condition, message.c.failures > 0)
+        for name, count in connection.execute(failed.group_by(by_destination)).all():
+            found[name] = found.get(name, 0) + int(count)
+    return found

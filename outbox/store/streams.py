@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, Row, and_, exists, func, select, update
 
 from outbox.model import Lane, State
-from outbox.tables import claimed, dead, head, in_stream, message, stream, unfinished
+from outbox.tables import claimed, dead_in_stream, head, in_stream, message, pending, stream, unfinished
 
 
 def due(name: str, lanes: Collection[Lane], now: datetime) -> ColumnElement[bool]:
@@ -31,9 +31,9 @@ def take_heads(
     streams = list(connection.execute(waiting.with_for_update(skip_locked=True)).scalars())
     firsts = stand(connection, streams, now)
     ready = [firsts[each].id for each in streams if each in firsts and _is_ready(firsts[each], lane, now)]
-    statement = select(*columns).where(message.c.id.in_(ready)).order_by(message.c.id).with_for_update()
+    statement = select(*columns).where(message.c.id.in_(ready), pending).order_by(message.c.id).with_for_update()
     rows = {row.id: row for row in connection.execute(statement)} if ready else {}
-    return [rows[each] for each in ready]
+    return [rows[each] for each in ready if each in rows]
 
 
 def release(connection: Connection, streams: Collection[int], now: datetime) -> None:
@@ -68,22 +68,26 @@ def stand(connection: Connection, streams: Sequence[int], now: datetime) -> dict
     deaths = (
         select(message.c.stream_id, func.min(message.c.id).label("first"))
         .join(head, message.c.stream_id == head.c.stream_id)
-        .where(head.c.stream_id.in_(streams), in_stream, dead, message.c.stream_number > head.c.forgiven)
+        .where(head.c.stream_id.in_(streams), dead_in_stream, message.c.stream_number > head.c.forgiven)
         .group_by(message.c.stream_id)
     )
     died = {row.stream_id: row.first for row in connection.execute(deaths)}
+    stood = {row.stream_id: row for row in connection.execute(select(head).where(head.c.stream_id.in_(streams)))}
     without = [each for each in streams if each not in firsts]
     resting = _unwritten(connection, without) if without else set()
     for each in streams:
-        row = firsts.get(each)
+        row, was = firsts.get(each), stood[each]
         if row is not None and row.state == State.CLAIMED:
             continue  # its delivery goes on, and will come here when it ends
-        place: dict[str, Any] = {"claimed_by": None, "blocked_by": died.get(each)}
-        if row is not None:
-            place |= {"due_at": row.due_at, "lane": row.lane}
-        else:
-            place |= {"due_at": None if each in resting else now}
-        connection.execute(update(head).where(head.c.stream_id == each).values(place))
+        due_at = row.due_at if row is not None else None if each in resting else now
+        place = {
+            "claimed_by": None,
+            "blocked_by": died.get(each),
+            "due_at": due_at,
+            "lane": row.lane if row is not None else was.lane,
+        }
+        if place != {name: getattr(was, name) for name in place}:
+            connection.execute(update(head).where(head.c.stream_id == each).values(place))
     return {each: row for each, row in firsts.items() if each not in died}
 
 

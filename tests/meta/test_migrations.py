@@ -130,6 +130,7 @@ def test_a_difference_would_be_noticed(database: Database) -> None:
 
 def test_checks_and_partial_indexes_are_those_of_the_code(database: Database, database_url: str, tmp_path: Path) -> None:
     """Autogenerate compares neither."""
+    database.create()
     with database.begin() as connection:
         metadata.create_all(connection)
     from_code = schema(database)
@@ -207,6 +208,7 @@ def test_the_statements_for_a_person_to_run_give_the_same_schema(
     if dialect != database.kind:
         pytest.skip("this script is for the other database")
     script = migrate.sql(dialect)
+    database.create()
 
     raw = database.engine.raw_connection()
     RUN_SCRIPT[dialect](raw.driver_connection, script)

@@ -34,7 +34,7 @@ def test_ci_runs_the_readmes_own_test_command():
 def test_the_python_blocks_are_one_program_that_runs(tmp_path: Path):
     program = tmp_path / "readme.py"
     program.write_text("\n".join(blocks("python")), "utf-8")
-    environment = os.environ | {"ENOS_APP_SECRET": "app-secret", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     run = subprocess.run(
         [sys.executable, "-W", "error", program], cwd=tmp_path, env=environment, capture_output=True, text=True

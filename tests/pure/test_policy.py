@@ -242,10 +242,18 @@ def test_refused_credentials_stop_at_once_and_are_tried_again_at_the_longest_int
     assert Breaker(1, NOW + seconds(60), Stop.CREDENTIALS) == after_fault(Breaker(), NOW, POLICY, 0.0, None, credentials=True)
 
 
-def test_a_failure_of_another_kind_takes_the_credentials_off_the_door() -> None:
+def test_a_failure_of_another_kind_says_nothing_about_the_credentials() -> None:
     before = Breaker(5, NOW, Stop.CREDENTIALS)
 
-    assert after_fault(before, NOW, POLICY, 1.0, None, credentials=False).stop is None
+    after = after_fault(before, NOW, POLICY, 1.0, None, credentials=False)
+
+    assert (Stop.CREDENTIALS, True) == (after.stop, after.is_open)
+
+
+def test_a_probe_that_fails_leaves_the_breaker_open_however_few_the_failures() -> None:
+    opened = after_fault(Breaker(), NOW, POLICY, 1.0, 30.0, credentials=False)
+
+    assert after_fault(opened, NOW, POLICY, 1.0, None, credentials=False).is_open
 
 
 @pytest.mark.parametrize("stop", [Stop.PAUSE, Stop.REJECT_STREAK])

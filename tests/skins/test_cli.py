@@ -156,7 +156,8 @@ def test_a_database_without_a_schema_is_said_to_need_an_upgrade(tmp_path: Path, 
     run = terminal.run(*arguments, stdin="{}", **more)
 
     assert 5 == run.returncode, run.stderr
-    assert "run: outbox db upgrade" in run.stderr
+    assert "outbox db upgrade" in run.stderr
+    assert not (tmp_path / "outbox.db").exists()
 
 
 def test_db_status_tells_what_is_missing_and_upgrade_mends_it(terminal: Terminal):
