@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from outbox import DirectorySpool, FileMissing, SpoolError
+from outbox import DirectorySpool, FileChanged, FileMissing, SpoolError
 from outbox.ambient import uuid7
 from outbox.spool.base import Oversize
 
@@ -397,6 +397,16 @@ def test_nothing_is_put_where_a_spool_was(spool: DirectorySpool, root: Path) -> 
         put(spool, "1" * 32)
 
     assert set() == everything(root)
+
+
+@pytest.mark.parametrize("method", ["open", "size"])
+def test_a_link_in_the_place_of_a_file_is_no_file_of_ours(spool: DirectorySpool, root: Path, method: str) -> None:
+    put(spool)
+    (root / "ef" / NAME).rename(root / "ef" / "elsewhere")
+    (root / "ef" / NAME).symlink_to(root / "ef" / "elsewhere")
+
+    with pytest.raises(FileChanged, match="is not what was enqueued"):
+        getattr(spool, method)(NAME)
 
 
 @pytest.mark.parametrize("method", ["delete", "park"])

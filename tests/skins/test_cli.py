@@ -200,6 +200,24 @@ def test_refused_credentials_stop_the_destination_and_charge_no_message(terminal
     assert ("pending", 0) == (message["state"], message["failures"])
 
 
+def test_credentials_that_were_mended_are_tried_when_a_worker_starts(terminal: Terminal, receiver: Receiver):
+    terminal.enqueue("--file", "photo=photo.jpg")
+    terminal.run("drain", ENOS_APP_SECRET="wrong")
+
+    run = terminal.run("drain")
+
+    assert 0 == run.returncode, run.stderr
+    assert 1 == len(receiver.accepted)
+
+
+def test_a_payload_file_may_begin_with_a_byte_order_mark(terminal: Terminal):
+    (terminal.folder / "event.json").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps({"assetId": "a", "time": 1, "events": {"e": {"p": 1}}}).encode()
+    )
+
+    assert 0 == terminal.run("enqueue", "enos", "--payload", "event.json").returncode
+
+
 def test_stored_text_cannot_take_over_the_terminal(terminal: Terminal, receiver: Receiver):
     receiver.always(Answer(1204, "\x1b[2J\x1b]0;owned\x07 line\nbreak"))
     terminal.enqueue("--file", "photo=photo.jpg", "--key", "\u202eevil")

@@ -135,6 +135,23 @@ def test_the_rollback_of_a_savepoint_leaves_nothing_of_what_was_in_it(place: Pla
     nothing_stayed(place, outbox)
 
 
+def test_a_savepoint_as_the_callers_first_act_is_rolled_back_with_its_transaction(place: Place, outbox: Outbox) -> None:
+    """SQLite's driver begins no transaction for a savepoint, so that releasing the first one would commit it."""
+
+    def inspect() -> None:
+        with Session(place.engine) as session, session.begin():
+            with session.begin_nested():
+                session.execute(sa.insert(HOST).values(id=1, name="inspection"))
+                enqueue(outbox, session)
+            raise RuntimeError("the caller failed")
+
+    with pytest.raises(RuntimeError, match="the caller failed"):
+        inspect()
+
+    assert [] == host_names(place)
+    nothing_stayed(place, outbox)
+
+
 def test_a_producer_that_is_killed_before_its_commit_leaves_nothing(place: Place, outbox: Outbox) -> None:
     producer = place.run("enqueue", key="a")
     producer.until("enqueued")

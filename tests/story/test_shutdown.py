@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from outbox import State, Worker
+from outbox import ConfigurationError, State, Worker
 from outbox.store import living
 from outbox.testing import Hold, SlowRead
 from tests.factories import column, outcomes, states
@@ -121,6 +121,24 @@ def test_a_worker_stops_when_its_program_says_so(place: Place) -> None:
     assert not running.is_alive()
     assert nobody_is_there(place)
     place.check()
+
+
+def test_a_worker_may_be_ended_twice_and_works_once(place: Place) -> None:
+    worker = Worker(place.outbox(), poll=0.05)
+    with worker:
+        worker.join()
+
+    with pytest.raises(ConfigurationError, match="a worker works once"):
+        worker.start()
+
+    worker.join()
+    assert nobody_is_there(place)
+
+
+def test_a_worker_that_never_began_can_be_ended(place: Place) -> None:
+    Worker(place.outbox()).join()
+
+    assert nobody_is_there(place)
 
 
 def test_what_was_claimed_when_the_stop_came_goes_back_uncharged(place: Place) -> None:
