@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -97,7 +98,9 @@ class Server(ThreadingHTTPServer):
         self.books = books
         self.tokens = tokens
         self.stopping = threading.Event()
-        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._connections: set[socket.socket] = set()
+        #: Also those that have given up their connection and are about to end.
+        self._serving: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._guard = threading.Lock()
         super().__init__(address, Handler)
         self._acceptor = threading.Thread(target=self._accept, name="receiver", daemon=True)
@@ -116,12 +119,13 @@ class Server(ThreadingHTTPServer):
             target=self.process_request_thread, args=(request, client_address), name="receiver-connection", daemon=True
         )
         with self._guard:
-            self._connections[request] = thread
+            self._connections.add(request)
+            self._serving.add(thread)
         thread.start()
 
     def shutdown_request(self, request: Any) -> None:
         with self._guard:
-            self._connections.pop(request, None)
+            self._connections.discard(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -138,7 +142,7 @@ class Server(ThreadingHTTPServer):
         self._acceptor.join(timeout=5)
         self.server_close()
         with self._guard:
-            threads = list(self._connections.values())
+            threads = list(self._serving)
             for connection in self._connections:
                 # Wakes the thread that reads from it or writes to it; closing the socket would not.
                 with suppress(OSError):

@@ -320,7 +320,8 @@ def says_success(body: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     sane = "NaN" not in json.dumps(document) and "Infinity" not in json.dumps(document)
-    return sane and isinstance(document, dict) and repr(document.get("code")) in ("0", "200", "'0'", "'200'")
+    told = isinstance(document, dict) and document.get("apim_status") is None
+    return sane and told and repr(document.get("code")) in ("0", "200", "'0'", "'200'")
 
 
 def fits_a_row(text: str | None, limit: int = TEXT_LIMIT) -> bool:
