@@ -1,4 +1,4 @@
-"""Opening a database, being woken by it, caring for it; the one file that knows which one it is."""
+"""Opening a database and caring for it; the one file that knows which one it is."""
 
 from __future__ import annotations
 

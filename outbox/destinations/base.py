@@ -13,7 +13,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from outbox.errors import ConfigurationError, Fault
-from outbox.model import Batch, Draft, Message
+from outbox.model import Batch, Draft
 from outbox.policy import Policy
 from outbox.transport import Answer, Transport, Upload
 from outbox.verdict import Facts, Retry, Verdict, cleaned
@@ -116,9 +116,3 @@ def redirected(answer: Answer) -> Retry:
         # Without the query: it may hold a ticket to somewhere.
         where = cleaned(f" to {target.scheme}://{target.hostname}{target.path}", 500) if target.hostname else ""
     return Retry(Facts(answer.status, text=f"redirected{where}; redirects are not followed: set the final address"))
-
-
-def one(batch: Batch) -> Message:
-    """The message of a batch of one."""
-    (message,) = batch.messages
-    return message
