@@ -33,11 +33,14 @@ from outbox.errors import (
     SpoolError,
     UnknownDestination,
 )
-from outbox.model import Attachment, Enqueued, FileSource, Lane, SpooledFile, State
+from outbox.model import Attachment, Enqueued, FileSource, Lane, Selection, SpooledFile, State
+from outbox.patience import paused, resumed
 from outbox.policy import SWEEP_GRACE
 from outbox.spool.base import Oversize, Spool
 from outbox.spool.directory import DirectorySpool
-from outbox.store import arriving, keeping
+from outbox.store import acting, arriving, breaker, keeping, shares, streams
+from outbox.timekeeping import When, plausible
+from outbox.verdict import cleaned
 
 #: Rows looked at in one transaction of housekeeping.
 HANDFUL = 500
@@ -96,25 +99,38 @@ class Outbox:
         files: Mapping[str, FileSource] | None = None,
         key: str | None = None,
         ordering_key: str | None = None,
+        ordered: bool | None = None,
         due_at: datetime | None = None,
+        expires_at: datetime | None = None,
         lane: Lane | str | None = None,
     ) -> Enqueued:
         """Add a message inside the caller's transaction: it is due when that commits, and never was if it rolls back.
 
         Files are copied into the spool and synced before the first statement. `key` names the message, once for each
         destination: enqueued again with the same content it returns the message that is there (`new` is False), with other
-        content it raises KeyConflict. Messages with the same `ordering_key` are delivered in commit order. `due_at` is when to
-        try first (aware; default now), `lane` which queue to wait in (default: normal, or large for big files).
+        content it raises KeyConflict. Messages with the same `ordering_key` are delivered in commit order; with `ordered=False`
+        (default: the destination's) they only take fair turns with those of other keys. `due_at` is when to try first (aware;
+        default now), `expires_at` when to give up, `lane` which queue to wait in (default: normal, or large for big files).
 
         Raises Refused with every fault found, before anything is written; UnknownDestination; KeyConflict; SpoolError when the
         spool cannot take a file; NotDurable with durability="strict". The transaction stays usable after each of them.
         """
         if not isinstance(session, Session | Connection | scoped_session):
             raise TypeError(f"expected a SQLAlchemy Session or Connection, got {type(session).__name__}")
-        request = intake.examine(
-            self.destination(destination), payload, files or {}, key, ordering_key, due_at, lane, self._roots
-        )
         now = self.ambient.now()
+        request = intake.examine(
+            self.destination(destination),
+            payload,
+            files or {},
+            key=key,
+            ordering_key=ordering_key,
+            ordered=ordered,
+            due_at=due_at,
+            expires_at=expires_at,
+            lane=lane,
+            roots=self._roots,
+            now=now,
+        )
         attachments, fresh = self._spool_all(request)
         try:
             # Only now, with the files at rest: the first statement may take SQLite's write lock.
@@ -197,6 +213,75 @@ class Outbox:
             self.spool_store.delete(name)
         return len(going)
 
+    def pause(self, destination: str, reason: str, by: str) -> None:
+        """Let no upload to a destination begin any more, on any worker, until `resume`; those in hand are finished.
+
+        Messages go on to be enqueued. Raises UnknownDestination.
+        """
+        name = self.destination(destination).name
+        now = self.ambient.now()
+        with self.database.begin() as connection:
+            breaker.declare(connection, [name])
+            seen = breaker.read(connection, name, lock=True)
+            breaker.stop(connection, name, paused(seen), now, cleaned(reason), cleaned(by, 255))
+            acting.note(connection, now, by, "pause", f"destination {name}: {reason}", 0)
+
+    def resume(self, destination: str, by: str, *, ordering_key: str | None = None) -> bool:
+        """Let a destination go on, whatever stopped it; or a stream of it, past its dead messages. False if nothing was.
+
+        A destination that was in trouble is tried with one message first. Raises UnknownDestination.
+        """
+        name = self.destination(destination).name
+        now = self.ambient.now()
+        with self.database.begin() as connection:
+            if ordering_key is not None:
+                changed = streams.forgive(connection, name, ordering_key, When.certain(now))
+            else:
+                seen = breaker.read(connection, name, lock=True)
+                changed = seen.stop is not None or seen.is_open
+                breaker.move(connection, name, seen, resumed(seen, now), now)
+            if changed:
+                what = f"destination {name}" + (f"; ordering key {ordering_key}" if ordering_key else "")
+                acting.note(connection, now, by, "resume", what, 0)
+        return changed
+
+    def replay(self, selection: Selection, by: str) -> int:
+        """Give messages that are final a fresh start, in the bulk lane; their history stays. Returns how many.
+
+        Passed over are messages that are not final, and those whose files have been freed. In bounded transactions: an
+        interruption leaves the rest as it was. Raises ConfigurationError when nothing narrows the selection.
+        """
+        return self._act("replay", selection, by)
+
+    def cancel(self, selection: Selection, by: str) -> int:
+        """Withdraw messages that are pending or dead; a stream goes on without them. Returns how many.
+
+        One that is being sent at this moment is passed over. Raises ConfigurationError when nothing narrows the selection.
+        """
+        return self._act("cancel", selection, by)
+
+    def _act(self, action: Literal["replay", "cancel"], selection: Selection, by: str) -> int:
+        if selection == Selection():
+            raise ConfigurationError(f"say which messages to {action}: by id, key, destination, state, reason or ordering key")
+        if selection.destination is not None:
+            self.destination(selection.destination)
+        skipping = [each.name for each in self.destinations.values() if each.policy.on_dead == "skip"]
+        done, after, more = 0, 0, True
+        while more:
+            now = self.ambient.now()
+            with self.database.begin() as connection:
+                chosen = acting.choose(connection, action, selection, after, HANDFUL)
+                act = acting.replay if action == "replay" else acting.cancel
+                touched = act(connection, chosen, now)
+                for skip in (True, False):
+                    mine = acting.streams_of(connection, touched, skipping, skip=skip)
+                    streams.release(connection, mine, When.certain(now), skip=skip)
+                if touched:
+                    acting.note(connection, now, by, action, str(selection), len(touched))
+            done, more = done + len(touched), len(chosen) == HANDFUL
+            after = max(chosen, default=after)
+        return done
+
     def close(self) -> None:
         """Close our own connections; the caller's are the caller's."""
         self.database.close()
@@ -271,13 +356,19 @@ class Outbox:
             files=len(attachments),
             created_at=now,
             due_at=request.due_at or now,
-            clock_plausible=intake.plausible(now),
+            scheduled=request.due_at is not None,
+            expires_at=request.expires_at,
+            clock_plausible=plausible(now),
         )
         shared = {each.file.name: each.name for each in attachments if each.file.name not in fresh}
         for name in arriving.freed(connection, shared) if shared else ():
             raise SpoolError(_spool_again(shared[name]))
-        place = arriving.next_in_stream(connection, new, request.ordering_key) if request.ordering_key else None
-        message_id = arriving.add_message(connection, new, place)
+        place = share_id = None
+        if request.ordering_key and request.ordered:
+            place = arriving.next_in_stream(connection, new, request.ordering_key)
+        elif request.ordering_key:
+            share_id = shares.join(connection, new, request.ordering_key)
+        message_id = arriving.add_message(connection, new, place, share_id)
         if message_id is None:
             known = arriving.named(connection, new.destination, new.key)
             if known is None:
@@ -289,6 +380,8 @@ class Outbox:
         try:
             if place is not None:
                 arriving.wake_stream(connection, place[0], new)
+            if share_id is not None:
+                shares.wake(connection, share_id, new)
             for each in attachments:
                 if each.file.name in fresh:
                     arriving.add_file(connection, each.file, now)

@@ -6,37 +6,28 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 
-from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
+from outbox import blame
 from outbox.ambient import Ambient
+from outbox.claims import Claims, WorkerGone
 from outbox.database import Database
 from outbox.destinations.base import Destination
-from outbox.model import Batch, Lane, Message
-from outbox.policy import (
-    FREE_AFTER,
-    Breaker,
-    Passage,
-    Policy,
-    Stop,
-    after_fault,
-    after_probe_began,
-    after_success,
-    fill,
-    passage,
-)
+from outbox.model import Batch, Lane
+from outbox.patience import Stop
+from outbox.policy import FREE_AFTER, Policy
 from outbox.sending import Sender
 from outbox.spool.base import Spool
-from outbox.store import breaker, claiming, living, recording, streams
+from outbox.store import breaker, living, recording, shares, streams
 from outbox.transport import Transport
 from outbox.verdict import (
     Delivered,
     Facts,
     NotSent,
     Reject,
-    Retry,
+    Result,
     Unknown,
     Verdict,
     charges_destination,
@@ -45,25 +36,13 @@ from outbox.verdict import (
     settle,
 )
 
+__all__ = ["Dispatcher", "WorkerGone"]
+
 log = logging.getLogger("outbox.dispatcher")
 
 
-class WorkerGone(Exception):
-    """This worker was declared gone: what it holds is somebody else's, and it needs a new identity."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A delivery that is over: what is to be recorded of it."""
-
-    delivery: int
-    worker: str
-    destination: str
-    messages: tuple[Message, ...]
-    size: int  #: messages in the delivery when it began
-    verdict: Verdict
-    probe: bool = False
-    witnessed: bool = True  #: False for a delivery that another worker left behind: it tells nothing about the destination
+#: A send that begins this many seconds after its claim looks once more whether a person has paused the destination.
+_STALE_AFTER = 0.5
 
 
 class Dispatcher:
@@ -86,12 +65,14 @@ class Dispatcher:
         self._destinations = destinations
         self._ambient = ambient
         self._sender = Sender(spool, ambient, transport)
+        self._claims = Claims(database, destinations, ambient, identity)
         self._identity = identity
         self._stopping = stopping
         self._lock = threading.Lock()
         self._claiming = 0
         self._held: set[int] = set()
         self._unrecorded: list[Result] = []
+        self._untold: set[int] = set()
 
     def turn(self, name: str, lanes: Sequence[Lane], *, peek: bool = True) -> bool:
         """Claim one batch of a destination, send it and record what became of it.
@@ -101,14 +82,17 @@ class Dispatcher:
         lost: a claim that was made is released with one of the next beats, an outcome that was not recorded is kept.
         """
         self.record_leftovers()
-        destination = self._destinations[name]
-        if peek and not self._anything_due(name, lanes):
+        if peek and not self._claims.anything_due(name, lanes):
             return False
-        batch = self._claim(destination, lanes)
+        began = self._ambient.monotonic()
+        with self._claim_under_way() as hold, self._database.begin() as connection:
+            batch = self._claims.claim(connection, name, lanes)
+            if batch is not None:
+                hold.append(batch.delivery)
         if batch is None:
             return False
-        verdict = self._deliver(destination, batch)
-        result = Result(batch.delivery, batch.worker, name, batch.messages, len(batch.messages), verdict, batch.probe)
+        verdict = self._deliver(batch, began)
+        result = Result(batch.delivery, batch.worker, name, batch.messages, len(batch.messages), verdict, batch.knock)
         self._record_or_keep(result)
         match verdict:
             case Delivered() | Reject():
@@ -117,6 +101,10 @@ class Dispatcher:
                 return accused is not None
             case _:
                 return False
+
+    def wait_for_rate(self, name: str) -> float | None:
+        """Seconds until the destination's rate allows one more request, if that is what holds it up."""
+        return self._claims.wait_for_rate(name)
 
     def record_leftovers(self) -> None:
         """Try again to record what the database did not take."""
@@ -146,74 +134,50 @@ class Dispatcher:
         with self._lock:
             # A claim that began before we looked may be among them and not be held yet; the next beat will tell.
             unheld = [] if self._claiming else [each for each in ours if each not in self._held]
-        verdict = NotSent(Facts(text="the claim was never begun"), charged=False)
-        return self._settle_left_behind(unheld, verdict)
+        return self._settle_left_behind(unheld, NotSent(Facts(text="the claim was never begun"), charged=False))
 
     def rescue(self) -> int:
         """Settle the deliveries of workers that are gone, to destinations that we know the rules of; returns how many."""
         with self._database.read() as connection:
             orphans = living.deliveries_of_the_gone(connection, self._destinations, 100)
-        return self._settle_left_behind(orphans, Unknown(Facts(text="the worker is gone")))
+        return self._settle_left_behind(orphans, Unknown(Facts(text="the worker is gone"), gone=True))
+
+    def expire(self) -> int:
+        """Give up messages whose time is over; returns how many."""
+        return self._claims.expire()
 
     def free_streams(self) -> None:
-        """Free streams that a record could not, because a producer was writing to them."""
-        with self._database.read() as connection:
-            idle = streams.idle(connection)
-        if idle:
-            with self._database.begin() as connection:
-                streams.release(connection, idle, self._ambient.now())
+        """Free streams and shares that a record could not, because a producer was writing to them."""
+        for name, destination in self._destinations.items():
+            skip = destination.policy.on_dead == "skip"
+            with self._database.read() as connection:
+                idle = streams.idle(connection, name)
+                # Whoever declares that its streams skip the dead means also those that stand already.
+                idle += streams.blocked(connection, name) if skip else []
+            if idle:
+                with self._database.begin() as connection:
+                    streams.release(connection, idle, self._claims.when(name), skip=skip)
+            with self._lock:
+                untold, self._untold = self._untold, set()
+            if untold:
+                with self._database.begin() as connection:
+                    held = shares.release(connection, untold, self._claims.when(name))
+                with self._lock:
+                    self._untold |= held
+
+    def find_strays(self) -> None:
+        """Free shares that a worker which died in the wrong moment left at rest."""
+        for name in self._destinations:
+            with self._database.read() as connection:
+                found = shares.strayed(connection, name)
+            with self._lock:
+                self._untold.update(found)
 
     @property
     def holds(self) -> int:
         """Deliveries in hand, those included whose outcome is still to be recorded."""
         with self._lock:
             return len(self._held)
-
-    def _anything_due(self, name: str, lanes: Sequence[Lane]) -> bool:
-        now = self._ambient.now()
-        with self._database.read() as connection:
-            seen = breaker.read(connection, name)
-            if passage(seen, now, self._destinations[name].policy) is Passage.NONE:
-                return False
-            return claiming.anything_due(connection, name, lanes, now)
-
-    def _claim(self, destination: Destination, lanes: Sequence[Lane]) -> Batch | None:
-        with self._claim_under_way() as hold, self._database.begin() as connection:
-            now = self._ambient.now()
-            worker = self._identity()
-            if not claiming.still_here(connection, worker):
-                raise WorkerGone(worker)
-            batch = self._take(connection, destination, lanes, worker, now)
-            if batch is not None:
-                hold.append(batch.delivery)
-        return batch
-
-    def _take(
-        self, connection: Connection, destination: Destination, lanes: Sequence[Lane], worker: str, now: datetime
-    ) -> Batch | None:
-        """The next batch of the first lane that has one, claimed."""
-        name, policy = destination.name, destination.policy
-        seen = breaker.read(connection, name)
-        allowed = passage(seen, now, policy)
-        if allowed is Passage.NONE:
-            return None
-        for lane in lanes:
-            waiting = claiming.waiting(connection, name, lane, now, policy.batch_messages)
-            if not waiting:
-                continue
-            if allowed is Passage.PROBE:
-                # The one tried least: a message that breaks its destination must not be the only one to knock.
-                taken = [min(waiting, key=lambda each: each.attempt)]
-                opened = after_probe_began(seen, now, taken[0].size + taken[0].file_bytes, policy)
-                if not breaker.move(connection, name, seen, opened, now):
-                    return None
-            else:
-                taken = fill(waiting, policy.batch_messages, policy.batch_bytes, destination.text_limit)
-            probe = allowed is Passage.PROBE
-            delivery = claiming.start_delivery(connection, name, lane, worker, taken, probe, now)
-            messages = claiming.mark_claimed(connection, taken, worker, delivery)
-            return Batch(delivery, worker, name, lane, tuple(messages), now, probe)
-        return None
 
     @contextmanager
     def _claim_under_way(self) -> Iterator[list[int]]:
@@ -231,14 +195,26 @@ class Dispatcher:
             self._claiming -= 1
             self._held.update(claimed)
 
-    def _deliver(self, destination: Destination, batch: Batch) -> Verdict:
+    def _deliver(self, batch: Batch, claimed_at: float) -> Verdict:
         """What became of a batch; a stop of ours is nobody's fault."""
-        if self._stopping():
-            return NotSent(Facts(text="stopped before the send began"), charged=False)
-        verdict = self._sender.send(destination, batch)
+        destination = self._destinations[batch.destination]
+        verdict = self._sender.send(destination, batch, lambda: self._held_back(batch, claimed_at))
         if isinstance(verdict, NotSent) and self._stopping():
             verdict = replace(verdict, charged=False)
         return verdict
+
+    def _held_back(self, batch: Batch, claimed_at: float) -> str | None:
+        """Why an upload that is about to begin must not. The claim looked for a pause, but a token may take its time."""
+        if self._stopping():
+            return "stopped before the send began"
+        if self._ambient.monotonic() - claimed_at <= _STALE_AFTER:
+            return None
+        try:
+            with self._database.read() as connection:
+                stop = breaker.read(connection, batch.destination).stop
+        except SQLAlchemyError:
+            return "the database went away before the send began"
+        return "paused before the send began" if stop is Stop.PAUSE else None
 
     def _record_or_keep(self, result: Result) -> None:
         try:
@@ -255,72 +231,48 @@ class Dispatcher:
         self._say(result, written)
 
     def _write(self, result: Result) -> set[int]:
-        """One short transaction: the breaker, the messages with their attempts, the delivery."""
+        """One short transaction: the destination's row, the messages with their attempts, the delivery."""
         now = self._ambient.now()
         declared = self._destinations.get(result.destination)
         policy = declared.policy if declared else Policy()
+        verdict = replace(result.verdict, facts=fit_for_a_row(result.verdict.facts))
         with self._database.begin() as connection:
-            self._mind_breaker(connection, result, policy, now)
+            spared = blame.place(connection, result, policy, now, self._ambient.random())
             ids = [message.id for message in result.messages]
-            charged = charges_destination(result.verdict)
+            charged = charges_destination(verdict)
             recovered = recording.recovered(connection, result.destination, ids) if charged and result.witnessed else set(ids)
             settled = {
                 message.id: (
                     message.attempt,
                     settle(
                         message,
-                        result.verdict,
+                        verdict,
                         result.size,
                         policy,
                         now,
                         self._ambient.random(),
                         recovered=message.id in recovered,
+                        spared=spared,
                     ),
                 )
                 for message in result.messages
             }
-            written = recording.record(connection, result.delivery, result.worker, settled, now, keep_late=result.witnessed)
-            facts = fit_for_a_row(result.verdict.facts)
-            recording.finish_delivery(connection, result.delivery, outcome(result.verdict), facts, now)
-            with_files = [each.id for each in result.messages if each.attachments and each.id in written]
-            if with_files and isinstance(result.verdict, Delivered):
-                recording.free_later(connection, with_files, now + FREE_AFTER)
-        return written
-
-    def _mind_breaker(self, connection: Connection, result: Result, policy: Policy, now: datetime) -> None:
-        """What the outcome says about the destination itself."""
-        name, verdict = result.destination, result.verdict
-        charged = charges_destination(verdict)
-        answered = isinstance(verdict, Delivered | Reject) and verdict.facts.status is not None
-        if not result.witnessed:
-            return
-        if not (charged or answered):
-            if result.probe:  # it never knocked: another may at once
-                seen = breaker.read(connection, name, lock=True)
-                breaker.move(connection, name, seen, Breaker(seen.failures, now if seen.is_open else None, seen.stop), now)
-            return
-        seen = breaker.read(connection, name)
-        if not charged and seen == Breaker(stop=seen.stop) and seen.stop is not Stop.CREDENTIALS:
-            return
-        seen = breaker.read(connection, name, lock=True)
-        if not charged:
-            # A refusal of a message is an answer too: the destination is there and knows us.
-            changed = after_success(seen)
-        elif seen.is_open and not result.probe:
-            return  # begun before the breaker opened: it tells nothing new
-        else:
-            wait = verdict.wait if isinstance(verdict, Retry) else None
-            credentials = isinstance(verdict, Retry) and verdict.credentials
-            changed = after_fault(seen, now, policy, self._ambient.random(), wait, credentials=credentials)
-        breaker.move(connection, name, seen, changed, now, verdict.facts.text)
-        if changed.is_open and not seen.is_open:
-            log.warning(
-                "destination %s is left alone until %s: %s",
-                name,
-                changed.open_until,
-                verdict.facts.text,
-                extra={"destination": name},
+            recorded = recording.record(
+                connection,
+                result.delivery,
+                result.worker,
+                settled,
+                self._claims.when(result.destination),
+                keep_late=result.witnessed,
+                skip=policy.on_dead == "skip",
             )
+            recording.finish_delivery(connection, result.delivery, outcome(verdict), verdict.facts, now)
+            with_files = [each.id for each in result.messages if each.attachments and each.id in recorded.written]
+            if with_files and isinstance(verdict, Delivered):
+                recording.free_later(connection, with_files, now + FREE_AFTER)
+        with self._lock:
+            self._untold |= recorded.shares
+        return recorded.written
 
     def _settle_left_behind(self, ids: Sequence[int], verdict: Verdict) -> int:
         if not ids:

@@ -9,7 +9,7 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -17,6 +17,7 @@ from outbox import payload as json_payload
 from outbox.destinations.base import Destination
 from outbox.errors import Fault, Refused
 from outbox.model import Attachment, Draft, File, FileSource, Lane, SpooledFile
+from outbox.timekeeping import plausible
 
 KEY_LIMIT = 255
 NAME_LIMIT = 255
@@ -24,8 +25,6 @@ OCTETS = "application/octet-stream"
 
 _CONTENT_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NONE = re.compile(r"(?<![A-Za-z0-9])None(?![A-Za-z0-9])")
-#: Before this, a clock is taken to have not been set yet.
-_CLOCK_FLOOR = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +48,36 @@ class Request:
     files: tuple[Offered, ...]
     key: str | None
     ordering_key: str | None
+    ordered: bool
     due_at: datetime | None
+    expires_at: datetime | None
     lane: Lane | None
-
-
-def plausible(now: datetime) -> bool:
-    """Whether a clock can be believed: a machine without a battery wakes up in 1970."""
-    return now >= _CLOCK_FLOOR
 
 
 def examine(
     destination: Destination,
     payload: object,
     files: Mapping[str, FileSource],
+    *,
     key: str | None,
     ordering_key: str | None,
+    ordered: object,
     due_at: object,
+    expires_at: object,
     lane: object,
     roots: Sequence[Path],
+    now: datetime,
 ) -> Request:
     """The request in order, or Refused with all its faults. Reads no file's content."""
     endless = json_payload.unbounded(payload)
     faults = [endless] if endless else list(json_payload.faults(payload))
     faults += _key_faults("key", key)
     faults += _key_faults("ordering_key", ordering_key)
-    if due_at is not None and not _in_time(due_at):
-        faults.append(Fault("due_at", f"expected a datetime with a time zone, got {json_payload.brief(due_at)}"))
+    faults += _time_faults(due_at, expires_at, now)
+    if ordered is not None and not isinstance(ordered, bool):
+        faults.append(
+            Fault("ordered", f"expected True, False or None for the destination's own, got {json_payload.brief(ordered)}")
+        )
     if lane is not None and lane not in list(Lane):
         faults.append(Fault("lane", f"no lane named {json_payload.brief(lane)}; known: {', '.join(Lane)}"))
     if not isinstance(files, Mapping):
@@ -103,8 +106,18 @@ def examine(
     limit = destination.text_limit
     if limit is not None and size > limit:
         raise Refused([Fault("payload", f"makes {size} bytes of a request's text; {destination.name} takes at most {limit}")])
-    when = due_at if isinstance(due_at, datetime) else None
-    return Request(destination, text, size, tuple(offered), key, ordering_key, when, Lane(str(lane)) if lane else None)
+    return Request(
+        destination=destination,
+        text=text,
+        size=size,
+        files=tuple(offered),
+        key=key,
+        ordering_key=ordering_key,
+        ordered=destination.policy.ordered if ordered is None else bool(ordered),
+        due_at=due_at if isinstance(due_at, datetime) else None,
+        expires_at=_earliest(expires_at, destination.policy.max_age, now),
+        lane=Lane(str(lane)) if lane else None,
+    )
 
 
 def digest(text: str, attachments: Sequence[Attachment], ordering_key: str | None) -> str:
@@ -138,12 +151,32 @@ def open_source(offered: Offered) -> BinaryIO:
     return opened
 
 
-def _in_time(due_at: object) -> bool:
+def _time_faults(due_at: object, expires_at: object, now: datetime) -> list[Fault]:
+    faults = [
+        Fault(what, f"expected a datetime with a time zone, got {json_payload.brief(instant)}")
+        for what, instant in (("due_at", due_at), ("expires_at", expires_at))
+        if instant is not None and not _in_time(instant)
+    ]
+    if faults or not isinstance(expires_at, datetime):
+        return faults
+    if isinstance(due_at, datetime) and expires_at <= due_at:
+        return [Fault("expires_at", "is not after due_at: the message would expire before it is ever tried")]
+    if plausible(now) and expires_at <= now:
+        return [Fault("expires_at", f"has passed: it is {now:%Y-%m-%d %H:%M:%S} UTC here")]
+    return []
+
+
+def _in_time(instant: object) -> bool:
     """Whether an instant has a time zone, and is one that a calendar in UTC has a place for."""
     try:
-        return isinstance(due_at, datetime) and due_at.tzinfo is not None and bool(due_at.astimezone(UTC))
+        return isinstance(instant, datetime) and instant.tzinfo is not None and bool(instant.astimezone(UTC))
     except OverflowError:
         return False
+
+
+def _earliest(expires_at: object, max_age: float | None, now: datetime) -> datetime | None:
+    given = [expires_at] if isinstance(expires_at, datetime) else []
+    return min([*given, *([now + timedelta(seconds=max_age)] if max_age else [])], default=None)
 
 
 def _key_faults(what: str, key: object) -> list[Fault]:

@@ -116,6 +116,29 @@ class Enqueued:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """Which messages a person means: all that fit everything given, oldest first."""
+
+    ids: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()  #: with `ids`, one of either is enough
+    destination: str | None = None
+    states: tuple[State, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    ordering_key: str | None = None
+
+    def __str__(self) -> str:
+        said = [
+            f"ids {', '.join(map(str, self.ids))}" if self.ids else "",
+            f"keys {', '.join(self.keys)}" if self.keys else "",
+            f"destination {self.destination}" if self.destination else "",
+            f"state {' or '.join(self.states)}" if self.states else "",
+            f"reason {' or '.join(self.reasons)}" if self.reasons else "",
+            f"ordering key {self.ordering_key}" if self.ordering_key else "",
+        ]
+        return "; ".join(filter(None, said)) or "everything"
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """A claimed message, as a destination and the state machine see it."""
 
@@ -130,6 +153,7 @@ class Message:
     file_bytes: int
     files: int = 0
     attachments: tuple[Attachment, ...] = ()
+    suspect: bool = False  #: a worker died while it travelled alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +166,7 @@ class Batch:
     lane: Lane
     messages: tuple[Message, ...]
     started_at: datetime
-    probe: bool = False
+    knock: datetime | None = None  #: of a probe, the `open_until` that it set when it began
 
     @property
     def size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from outbox.ambient import Ambient
 from outbox.destinations.base import Destination
@@ -25,11 +26,14 @@ class Sender:
         self._ambient = ambient
         self._transport = transport
 
-    def send(self, destination: Destination, batch: Batch) -> Verdict:
+    def send(self, destination: Destination, batch: Batch, held_back: Callable[[], str | None]) -> Verdict:
         """What became of a batch. Never raises: whatever happens to a claim must be recorded.
 
-        Credentials that have run out are renewed once, and the same request is made again.
+        Credentials that have run out are renewed once, and the same request is made again. `held_back` is asked just before
+        the first byte would go out, and says why it must not.
         """
+        if reason := held_back():
+            return NotSent(Facts(text=reason), charged=False)
         for message in batch.messages:
             if len(message.attachments) != message.files:
                 # Its transaction was committed although enqueue had failed in the middle of it.
@@ -42,15 +46,25 @@ class Sender:
             facts = Facts(text=cleaned(f"cannot be encoded: {type(error).__name__}"))
             # A bug, or a message that brings it out: halved like a refused batch, so that it is found without the others.
             return Reject(facts) if len(batch.messages) > 1 else Retry(facts)
-        verdict = self._once(destination, batch, upload)
+        verdict = self._once(destination, batch, upload, held_back)
         if isinstance(verdict, Retry) and verdict.renew and destination.credentials is not None:
-            verdict = self._once(destination, batch, upload, renew=True)
+            verdict = self._once(destination, batch, upload, held_back, renew=True)
         return verdict
 
-    def _once(self, destination: Destination, batch: Batch, upload: Upload, *, renew: bool = False) -> Verdict:
+    def _once(
+        self,
+        destination: Destination,
+        batch: Batch,
+        upload: Upload,
+        held_back: Callable[[], str | None],
+        *,
+        renew: bool = False,
+    ) -> Verdict:
         try:
             self._look_at_files(batch)
             authorised = self._authorised(destination, upload, renew=renew)
+            if reason := held_back():
+                return NotSent(Facts(text=reason), charged=False)
         except Exception as error:  # noqa: BLE001 (each ends as a verdict, and a bug is logged there)
             return self._failed(error, destination, batch, began=False)
         deadline = send_deadline(sum(part.size for part in upload.parts), destination.policy)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     DateTime,
     Dialect,
     Float,
@@ -25,12 +26,15 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     and_,
+    false,
     literal_column,
+    or_,
     text,
 )
 
 from outbox.model import FINAL, Lane, Outcome, Reason, State
-from outbox.policy import Stop
+from outbox.patience import Stop
+from outbox.timekeeping import When
 
 metadata = MetaData(
     naming_convention={
@@ -98,6 +102,7 @@ head = Table(
     Column("destination", String(100), nullable=False),
     Column("lane", String(10), nullable=False, comment="of the stream's first unfinished message"),
     Column("due_at", Instant, comment="of the same; null when the stream is at rest"),
+    Column("scheduled", Boolean, nullable=False, server_default=false(), comment="of the same"),
     Column("claimed_by", String(32)),
     Column("served", BigInteger, nullable=False, server_default=text("0"), comment="the last delivery it was part of"),
     Column("blocked_by", BigInteger, comment="the dead message that holds it up"),
@@ -112,6 +117,24 @@ partial(
     where=and_(head.c.due_at.is_not(None), head.c.claimed_by.is_(None), head.c.blocked_by.is_(None)),
 )
 partial("ix_outbox_head_claimed", head.c.claimed_by, where=head.c.claimed_by.is_not(None))
+partial("ix_outbox_head_blocked", head.c.destination, where=head.c.blocked_by.is_not(None))
+
+#: The messages of one ordering key and lane whose order does not matter: they get their share of each delivery.
+share = Table(
+    "outbox_share",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("destination", String(100), nullable=False),
+    Column("ordering_key", String(255), nullable=False),
+    Column("lane", String(10), nullable=False),
+    Column("due_at", Instant, comment="not before this is one of its messages due; null when it has none"),
+    Column("scheduled", Boolean, nullable=False, server_default=false()),
+    Column("served", BigInteger, nullable=False, server_default=text("0"), comment="the last delivery it had a part of"),
+    UniqueConstraint("destination", "ordering_key", "lane"),
+    one_of("lane", Lane),
+    sqlite_autoincrement=True,
+)
+partial("ix_outbox_share_due", share.c.destination, share.c.lane, share.c.served, where=share.c.due_at.is_not(None))
 
 message = Table(
     "outbox_message",
@@ -132,15 +155,19 @@ message = Table(
     Column("files", Integer, nullable=False, comment="how many attachments"),
     Column("state", String(10), nullable=False),
     Column("reason", String(20)),
+    Column("reason_text", Text, comment="what was said about it when it died, cleaned"),
     Column("attempt", Integer, nullable=False, server_default=text("0"), comment="numbers the tries; never falls"),
     Column("failures", Integer, nullable=False, server_default=text("0"), comment="charged to it; limited"),
     Column("unknowns", Integer, nullable=False, server_default=text("0"), comment="tries without an answer; limited"),
     Column("batch_limit", Integer, comment="halved each time a batch it was in is refused"),
+    Column("suspect", Boolean, nullable=False, server_default=false(), comment="a worker died while it travelled alone"),
     Column("replays", Integer, nullable=False, server_default=text("0")),
     Column("stream_id", ForeignKey(stream.c.id)),
     Column("stream_number", BigInteger),
+    Column("share_id", BigInteger, comment="the share it is served by, if it has an ordering key and no order"),
     Column("created_at", Instant, nullable=False),
     Column("due_at", Instant, nullable=False),
+    Column("scheduled", Boolean, nullable=False, server_default=false(), comment="due_at was chosen by the producer"),
     Column("expires_at", Instant),
     Column("clock_plausible", Boolean, nullable=False, comment="whether the clock could be believed at enqueue"),
     Column("claimed_by", String(32), comment="the worker that tries it"),
@@ -169,7 +196,9 @@ pending = message.c.state == literal_column("'pending'")
 claimed = message.c.state == literal_column("'claimed'")
 dead = message.c.state == literal_column("'dead'")
 unfinished = message.c.state.in_([literal_column("'pending'"), literal_column("'claimed'")])
-loose = message.c.stream_id.is_(None)
+loose = and_(message.c.stream_id.is_(None), message.c.share_id.is_(None))
+in_share = and_(message.c.share_id.is_not(None), pending)
+expiring = and_(message.c.expires_at.is_not(None), pending)
 in_stream = and_(
     message.c.stream_id.is_not(None),
     message.c.state.in_([literal_column("'pending'"), literal_column("'claimed'"), literal_column("'dead'")]),
@@ -188,6 +217,14 @@ partial("ix_outbox_message_dead", message.c.destination, message.c.finished_at, 
 dead_in_stream = and_(message.c.stream_id.is_not(None), dead)
 partial("ix_outbox_message_dead_in_stream", message.c.stream_id, message.c.stream_number, where=dead_in_stream)
 partial("ix_outbox_message_stream", message.c.stream_id, message.c.stream_number, where=in_stream)
+partial("ix_outbox_message_share", message.c.share_id, message.c.due_at, message.c.id, where=in_share)
+partial("ix_outbox_message_expiring", message.c.expires_at, where=expiring)
+
+
+def has_come(due_at: Column[Any], scheduled: Column[Any], when: When) -> ColumnElement[bool]:
+    """The condition that an instant has come: one that a producer chose later than one that we invented, see `When`."""
+    return and_(due_at <= when.invented, or_(~scheduled, due_at <= when.chosen))
+
 
 #: Spooled files: one row for each name in the spool that a message may refer to.
 file = Table(
@@ -278,7 +315,7 @@ destination = Table(
     Column("ramp", Integer, comment="deliveries at a time while it recovers"),
     Column("rate_tokens", Float),
     Column("rate_at", Instant),
-    Column("learned_bytes", BigInteger, comment="a request this large was refused with 413"),
+    Column("learned_bytes", BigInteger, comment="larger requests were refused with 413, or not tried since"),
     Column("learned_at", Instant),
     one_of("stop", Stop),
     CheckConstraint("(stop IS NULL) = (stopped_at IS NULL)", name="stop_has_stopped_at"),

@@ -53,6 +53,7 @@ class Unknown:
     """The whole body went out and no answer was understood, or the worker is gone."""
 
     facts: Facts = Facts()
+    gone: bool = False  #: the worker is: the messages may be what it died of
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,20 @@ def charges_destination(verdict: Verdict) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Result:
+    """A delivery that is over: what is to be recorded of it."""
+
+    delivery: int
+    worker: str
+    destination: str
+    messages: tuple[Message, ...]
+    size: int  #: messages in the delivery when it began
+    verdict: Verdict
+    knock: datetime | None = None  #: of a probe, the `open_until` that it set when it began
+    witnessed: bool = True  #: False for a delivery that another worker left behind: it tells nothing about the destination
+
+
+@dataclass(frozen=True, slots=True)
 class Settlement:
     """The row that a claimed message becomes; None for due_at leaves it as it is."""
 
@@ -110,8 +125,10 @@ class Settlement:
     unknowns: int
     batch_limit: int | None
     reason: Reason | None = None
+    text: str | None = None  #: of a dead message, what was said about it
     due_at: datetime | None = None
     faulted: bool = False  #: remember this delivery as the message's last failure that the destination was charged for
+    suspect: bool = False  #: a worker died while it travelled alone: no other such message may travel at the same time
 
     def __post_init__(self) -> None:
         if (self.state is State.DEAD) != (self.reason is not None):
@@ -119,30 +136,49 @@ class Settlement:
 
 
 def settle(
-    message: Message, verdict: Verdict, batch: int, policy: Policy, now: datetime, dice: float, *, recovered: bool
+    message: Message,
+    verdict: Verdict,
+    batch: int,
+    policy: Policy,
+    now: datetime,
+    dice: float,
+    *,
+    recovered: bool,
+    spared: bool = False,
 ) -> Settlement:
     """The row that `message` becomes after `verdict` on a delivery of `batch` messages.
 
     `recovered` tells that the destination delivered something else since this message's last failure there: only then does
-    a failure that the destination is charged for count against the message too, be it an answer or none. For a delivery whose
-    worker died, which no destination can be charged for, it is true.
+    a failure that the destination is charged for say something about the messages too. In a batch it is then halved, as
+    after a refusal; alone the failure counts against the message, be it an answer or none. For a delivery whose worker died,
+    which no destination can be charged for, it is true. `spared` tells that the destination refuses everything, so that
+    its refusals kill no message any more.
     """
-    failures, unknowns, limit = message.failures, message.unknowns, message.batch_limit
-    halved = max(1, batch // 2)
+    failures, unknowns = message.failures, message.unknowns
+    # Rounded up: two halves, and not two and a rest, so that n messages are told apart in log2(n) rounds.
+    halved = (batch + 1) // 2
 
     def pending(
-        result: Outcome, limit: int | None = limit, due_at: datetime | None = None, *, faulted: bool = False
+        result: Outcome,
+        limit: int | None = message.batch_limit,
+        due_at: datetime | None = None,
+        *,
+        faulted: bool = False,
+        suspect: bool = message.suspect,
     ) -> Settlement:
-        return Settlement(State.PENDING, result, failures, unknowns, limit, due_at=due_at, faulted=faulted)
+        return Settlement(State.PENDING, result, failures, unknowns, limit, due_at=due_at, faulted=faulted, suspect=suspect)
 
-    def dead(result: Outcome, reason: Reason) -> Settlement:
-        return Settlement(State.DEAD, result, failures, unknowns, limit, reason)
+    def dead(result: Outcome, reason: Reason, limit: int | None = message.batch_limit) -> Settlement:
+        return Settlement(State.DEAD, result, failures, unknowns, limit, reason, verdict.facts.text)
 
     match verdict:
         case Delivered():
-            return Settlement(State.DELIVERED, Outcome.DELIVERED, failures, unknowns, limit)
+            return Settlement(State.DELIVERED, Outcome.DELIVERED, failures, unknowns, message.batch_limit)
+        case Reject() if batch > 1:
+            return pending(Outcome.REJECT, halved)
         case Reject(reason=reason):
-            return dead(Outcome.REJECT, reason) if batch == 1 else pending(Outcome.REJECT, halved)
+            # One that was refused alone goes alone if it is replayed.
+            return pending(Outcome.REJECT, 1) if spared else dead(Outcome.REJECT, reason, 1)
         case NotSent(accused=message.id, reason=Reason() as reason):
             return dead(Outcome.NOT_SENT, reason)
         case NotSent(charged=False):
@@ -151,11 +187,13 @@ def settle(
             result = outcome(verdict)
             if not recovered:
                 return pending(result, faulted=True)
+            if batch > 1:
+                return pending(result, halved, faulted=True)
             failures += 1
             if failures >= policy.max_failures:
                 return dead(result, Reason.EXHAUSTED)
             return pending(result, due_at=now + backoff(failures, policy, dice), faulted=True)
-        case Unknown():
+        case Unknown(gone=gone):
             if policy.on_unknown == "dead":
                 unknowns += 1
                 return dead(Outcome.UNKNOWN, Reason.OUTCOME_UNKNOWN)
@@ -166,7 +204,9 @@ def settle(
             unknowns += 1
             if unknowns > policy.max_unknown:
                 return dead(Outcome.UNKNOWN, Reason.OUTCOME_UNKNOWN)
-            return pending(Outcome.UNKNOWN, faulted=True)
+            # A worker that died has cost time enough already.
+            due_at = None if gone else now + backoff(unknowns, policy, dice)
+            return pending(Outcome.UNKNOWN, due_at=due_at, faulted=True, suspect=gone or message.suspect)
         case _:
             assert_never(verdict)
 

@@ -21,8 +21,9 @@ from outbox import migrate
 from outbox.app import HANDFUL, Outbox
 from outbox.dispatcher import Dispatcher, WorkerGone
 from outbox.errors import ConfigurationError, OutboxError
+from outbox.limits import lane_order
 from outbox.model import Lane
-from outbox.policy import GONE_AFTER, POLL, STOP_GRACE, lane_order
+from outbox.policy import GONE_AFTER, POLL, STOP_GRACE
 from outbox.presence import Presence
 from outbox.store import breaker, looking
 from outbox.transport import RequestsTransport, Transport
@@ -32,6 +33,7 @@ log = logging.getLogger("outbox.worker")
 #: Seconds between two rounds of each kind of housekeeping.
 _CHECKPOINT_EVERY = 10.0
 _FREE_EVERY = 60.0
+_EXPIRE_EVERY = 5.0
 _SWEEP_EVERY = 3600.0
 _LOOK_FOR_SIGNALS = 0.2
 #: A loop that is this many seconds late was let down by the scheduler, which follows the wall clock.
@@ -40,10 +42,10 @@ _LATE = 1.0
 
 @dataclass
 class _Loop:
-    """One self-re-arming job of the scheduler: `round` returns whether to go round again at once."""
+    """One self-re-arming job of the scheduler: `round` returns the seconds until the next one, None for the usual pause."""
 
     name: str
-    round: Callable[[], bool]
+    round: Callable[[], float | None]
     pause: float
     due: float = 0.0  #: when it should run next, by the monotonic clock
     running: bool = False
@@ -134,6 +136,7 @@ class Worker:
             breaker.declare(connection, self.outbox.destinations)
             breaker.try_again(connection, self.destinations, self.outbox.ambient.now())
         self._presence.arrive()
+        self._dispatcher.find_strays()
         log.info("worker %s delivers to %s", self.id, ", ".join(self.destinations), extra={"worker_id": self.id})
         try:
             self._pulse.start()
@@ -183,10 +186,11 @@ class Worker:
     def _housekeeping(self) -> list[_Loop]:
         def every(seconds: float, chore: Callable[[], int | None], name: str) -> _Loop:
             # A full handful means that there is more: the disk must not fill up while delivery goes well.
-            return _Loop(name, lambda: chore() == HANDFUL, seconds)
+            return _Loop(name, lambda: 0.0 if chore() == HANDFUL else None, seconds)
 
         return [
             every(_CHECKPOINT_EVERY, self.outbox.database.checkpoint, "checkpoint"),
+            every(_EXPIRE_EVERY, self._dispatcher.expire, "expire"),
             every(_FREE_EVERY, self.outbox.free_files, "free"),
             every(_SWEEP_EVERY, self.outbox.sweep, "sweep"),
         ]
@@ -197,9 +201,13 @@ class Worker:
             if loop.running or self._stop.is_set():
                 return
             loop.running = True
+        pause = loop.pause
         try:
-            while not self._stop.is_set() and loop.round():
-                pass
+            while not self._stop.is_set():
+                again = loop.round()
+                if again is None or again > 0:
+                    pause = loop.pause if again is None else again
+                    break
         except WorkerGone as gone:
             self._start_anew(str(gone))
         except (SQLAlchemyError, OutboxError) as error:
@@ -209,7 +217,7 @@ class Worker:
         finally:
             loop.running = False
             if not self._stop.is_set():
-                self._arm(loop, loop.pause)
+                self._arm(loop, pause)
 
     def _arm(self, loop: _Loop, pause: float) -> None:
         """Let a loop fire once, `pause` seconds from now."""
@@ -305,7 +313,7 @@ class _Sender:
         self._turn = number
         self._moved = False
 
-    def __call__(self) -> bool:
+    def __call__(self) -> float | None:
         if self._turn is None:
             lanes: tuple[Lane, ...] = (Lane.LARGE,)
         else:
@@ -314,7 +322,7 @@ class _Sender:
         # After a turn that moved something there is most likely more: no need to look first.
         peek, self._moved = not self._moved, False
         self._moved = self._dispatcher.turn(self._name, lanes, peek=peek)
-        return self._moved
+        return 0.0 if self._moved else self._dispatcher.wait_for_rate(self._name)
 
 
 class _Signals:

@@ -15,8 +15,9 @@ from outbox import Ambient, EnosEvents, Lane, Outbox, Policy, State
 from outbox.ambient import uuid7
 from outbox.database import Database, prepare
 from outbox.model import Attachment, Message, Outcome, Reason, SpooledFile
-from outbox.store import arriving, claiming, living, recording
+from outbox.store import arriving, claiming, living, recording, shares
 from outbox.tables import attempt, delivery, message, metadata
+from outbox.timekeeping import When
 from outbox.verdict import Settlement
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -144,18 +145,20 @@ def put(
     key: str | None = None,
     *,
     ordering_key: str | None = None,
+    ordered: bool = True,
     files: Sequence[SpooledFile] = (),
     **changes: Any,
 ) -> int:
     """Enqueue through the store; the id."""
     new = new_message(key, files=len(files), **changes)
-    place = arriving.next_in_stream(connection, new, ordering_key) if ordering_key else None
-    message_id = arriving.add_message(connection, new, place)
+    place = arriving.next_in_stream(connection, new, ordering_key) if ordering_key and ordered else None
+    share_id = shares.join(connection, new, ordering_key) if ordering_key and not ordered else None
+    message_id = arriving.add_message(connection, new, place, share_id)
     assert message_id is not None, f"{key} is there already"
-    if place:
-        arriving.wake_stream(connection, place[0], new)
     if place is not None:
         arriving.wake_stream(connection, place[0], new)
+    if share_id is not None:
+        shares.wake(connection, share_id, new)
     attachments = [Attachment(f"file-{number}", each, "photo.jpg", "image/jpeg") for number, each in enumerate(files)]
     arriving.attach(connection, message_id, attachments)
     return message_id
@@ -184,22 +187,29 @@ class Claimed:
         return {each.id: (each.attempt, settlement(**changes)) for each in self.messages}
 
 
+def waiting(
+    connection: sa.Connection, lane: Lane = Lane.NORMAL, now: datetime = NOW, limit: int = 100, *, skip: bool = False
+) -> list[claiming.Waiting]:
+    """What of a lane is due, by a clock that is right."""
+    return claiming.waiting(connection, "enos", lane, When.certain(now), limit, skip=skip)
+
+
 def claim(
     connection: sa.Connection, worker: str = "w1", lane: Lane = Lane.NORMAL, now: datetime = NOW, limit: int = 100
 ) -> Claimed | None:
     """Claim everything due of a lane in one delivery; None when nothing is."""
-    taken = claiming.waiting(connection, "enos", lane, now, limit)
+    taken = waiting(connection, lane, now, limit)
     if not taken:
         return None
     number = claiming.start_delivery(connection, "enos", lane, worker, taken, False, now)
-    return Claimed(number, worker, tuple(claiming.mark_claimed(connection, taken, worker, number)))
+    return Claimed(number, worker, tuple(claiming.mark_claimed(connection, taken, worker, number, When.certain(now))))
 
 
 def record(
     connection: sa.Connection, delivery_id: int, worker: str, settled: dict[int, tuple[int, Settlement]], now: datetime = NOW
 ) -> set[int]:
     """As the worker does that sent it; the ids written."""
-    return recording.record(connection, delivery_id, worker, settled, now, keep_late=True)
+    return recording.record(connection, delivery_id, worker, settled, When.certain(now), keep_late=True).written
 
 
 def settlement(state: State = State.DELIVERED, outcome: Outcome = Outcome.DELIVERED, **changes: Any) -> Settlement:

@@ -1,10 +1,12 @@
 """Every SQL statement, in the order of a message's life.
 
     arriving   enqueue: stream, message, files
-    breaker    the destination's patience, shared by every worker
+    breaker    a destination's row: patience, rate, learned size
     claiming   claim: the oldest due messages become one worker's
     recording  record: what the answer made of them
     streams    where each stream stands, and whose turn it is
+    shares     the same for ordering keys without an order
+    acting     what a person does: replay, cancel, and the audit of it
     living     workers: beat, gone, rescue, release
     keeping    the spool's rows: what may be freed, what is rubbish
     looking    status, list, show

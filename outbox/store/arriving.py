@@ -32,6 +32,8 @@ class NewMessage:
     created_at: datetime
     due_at: datetime
     clock_plausible: bool
+    scheduled: bool = False  #: due_at was chosen by the producer
+    expires_at: datetime | None = None
 
 
 class Known(NamedTuple):
@@ -59,11 +61,13 @@ def next_in_stream(connection: Connection, new: NewMessage, ordering_key: str) -
 def wake_stream(connection: Connection, stream_id: int, new: NewMessage) -> None:
     """A stream at rest becomes due with its new message; one that is under way finds it by itself."""
     at_rest = (head.c.stream_id == stream_id, head.c.due_at.is_(None))
-    connection.execute(update(head).where(*at_rest).values(due_at=new.due_at, lane=new.lane))
+    connection.execute(update(head).where(*at_rest).values(due_at=new.due_at, scheduled=new.scheduled, lane=new.lane))
 
 
-def add_message(connection: Connection, new: NewMessage, place: tuple[int, int] | None) -> int | None:
-    """Insert the message; None when its key names one already."""
+def add_message(
+    connection: Connection, new: NewMessage, place: tuple[int, int] | None, share_id: int | None = None
+) -> int | None:
+    """Insert the message, at its place in a stream or into a share; None when its key names one already."""
     stream_id, number = place or (None, None)
     statement = insert_or_nothing(connection, message).returning(message.c.id)
     return connection.execute(
@@ -80,8 +84,11 @@ def add_message(connection: Connection, new: NewMessage, place: tuple[int, int] 
             "state": State.PENDING,
             "stream_id": stream_id,
             "stream_number": number,
+            "share_id": share_id,
             "created_at": new.created_at,
             "due_at": new.due_at,
+            "scheduled": new.scheduled,
+            "expires_at": new.expires_at,
             "clock_plausible": new.clock_plausible,
         },
     ).scalar_one_or_none()

@@ -1,16 +1,26 @@
-"""A destination's breaker: its persisted patience, shared by every worker."""
+"""A destination's row: its breaker, its rate and the size it taught us, shared by every worker."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, and_, func, select, update
 
 from outbox.database import insert_or_nothing
-from outbox.policy import Breaker, Stop
-from outbox.tables import destination
+from outbox.limits import Bucket, Learned, Traffic
+from outbox.model import Lane
+from outbox.patience import Breaker, Stop
+from outbox.tables import delivery, destination
+
+
+class Standing(NamedTuple):
+    """Everything that a destination's row says about how it is to be treated now."""
+
+    breaker: Breaker
+    bucket: Bucket
+    learned: Learned
 
 
 def declare(connection: Connection, names: Iterable[str]) -> None:
@@ -20,32 +30,83 @@ def declare(connection: Connection, names: Iterable[str]) -> None:
 
 
 def try_again(connection: Connection, names: Iterable[str], now: datetime) -> None:
-    """Let destinations that refused our credentials be probed now: whoever starts a worker may have mended them."""
-    refused = (destination.c.name.in_(list(names)), destination.c.stop == Stop.CREDENTIALS)
-    connection.execute(update(destination).where(*refused).values(open_until=now))
+    """Let destinations that refused our credentials, or every message, be probed now: a new worker may come with the remedy."""
+    stopped = destination.c.stop.in_([Stop.CREDENTIALS, Stop.REJECT_STREAK])
+    mended = update(destination).where(destination.c.name.in_(list(names)), stopped)
+    connection.execute(mended.values(open_until=now))
+
+
+def standing(connection: Connection, name: str, *, lock: bool = False) -> Standing:
+    """A destination's row; with `lock`, nobody changes it before this transaction ends."""
+    statement = select(destination).where(destination.c.name == name)
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
+    if row is None:
+        return Standing(Breaker(), Bucket(), Learned())
+    breaker = Breaker(row.failures, row.open_until, Stop(row.stop) if row.stop else None, row.reject_streak, row.ramp)
+    return Standing(breaker, Bucket(row.rate_tokens, row.rate_at), Learned(row.learned_bytes, row.learned_at))
 
 
 def read(connection: Connection, name: str, *, lock: bool = False) -> Breaker:
     """A destination's persisted patience; with `lock`, nobody changes it before this transaction ends."""
-    columns = (destination.c.failures, destination.c.open_until, destination.c.stop)
-    statement = select(*columns).where(destination.c.name == name)
-    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
-    if row is None:
-        return Breaker()
-    return Breaker(row.failures, row.open_until, Stop(row.stop) if row.stop else None)
+    return standing(connection, name, lock=lock).breaker
 
 
-def move(connection: Connection, name: str, seen: Breaker, new: Breaker, now: datetime, text: str | None = None) -> bool:
-    """Change a destination's patience if it is still as it was seen: of several who try, one wins."""
+def move(
+    connection: Connection,
+    name: str,
+    seen: Breaker,
+    new: Breaker,
+    now: datetime,
+    text: str | None = None,
+) -> bool:
+    """Change a destination's patience if it is still as it was seen: of several who try, one wins.
+
+    `text` says why; it is kept with a stop.
+    """
     same = and_(
         destination.c.name == name,
         destination.c.failures == seen.failures,
         destination.c.open_until.is_not_distinct_from(seen.open_until),
         destination.c.stop.is_not_distinct_from(seen.stop),
+        destination.c.reject_streak == seen.reject_streak,
+        destination.c.ramp.is_not_distinct_from(seen.ramp),
     )
-    change: dict[str, Any] = {"failures": new.failures, "open_until": new.open_until, "stop": new.stop}
+    change: dict[str, Any] = {
+        "failures": new.failures,
+        "open_until": new.open_until,
+        "stop": new.stop,
+        "reject_streak": new.reject_streak,
+        "ramp": new.ramp,
+    }
     if new.stop is not seen.stop:
         change["stopped_at"] = now if new.stop else None
         change["stop_text"] = text if new.stop else None
         change["stopped_by"] = "outbox" if new.stop else None
     return connection.execute(update(destination).where(same).values(change)).rowcount == 1
+
+
+def stop(connection: Connection, name: str, new: Breaker, now: datetime, text: str, by: str) -> None:
+    """Stop a destination, locked here, for a person: also one that is stopped already, with the new words."""
+    change = {"stop": new.stop, "stopped_at": now, "stop_text": text, "stopped_by": by}
+    connection.execute(update(destination).where(destination.c.name == name).values(change))
+
+
+def save_bucket(connection: Connection, name: str, bucket: Bucket) -> None:
+    """Keep what the rate has left; the destination is locked here."""
+    change = {"rate_tokens": bucket.tokens, "rate_at": bucket.at}
+    connection.execute(update(destination).where(destination.c.name == name).values(change))
+
+
+def save_learned(connection: Connection, name: str, learned: Learned) -> None:
+    """Keep the size that a destination taught us; it is locked here."""
+    change = {"learned_bytes": learned.size, "learned_at": learned.at}
+    connection.execute(update(destination).where(destination.c.name == name).values(change))
+
+
+def traffic(connection: Connection, name: str) -> Traffic:
+    """Uploads to a destination that are under way in the whole fleet."""
+    under_way = (delivery.c.finished_at.is_(None), delivery.c.destination == name)
+    counted = select(delivery.c.lane, func.count()).where(*under_way).group_by(delivery.c.lane)
+    lanes = {lane: int(count) for lane, count in connection.execute(counted).all()}
+    large = lanes.pop(Lane.LARGE, 0)
+    return Traffic(sum(lanes.values()), large)

@@ -79,10 +79,12 @@ def left_behind(connection: Connection, ids: Collection[int]) -> list[LeftBehind
     for row in open_ones.all():
         # claimed_by goes first: it is what the small index of claimed messages is on.
         held = (message.c.claimed_by == row.worker, claimed, message.c.delivery_id == row.id)
-        counters = (message.c.attempt, message.c.failures, message.c.unknowns, message.c.batch_limit)
+        counters = (message.c.attempt, message.c.failures, message.c.unknowns, message.c.batch_limit, message.c.suspect)
         statement = select(message.c.id, message.c.key, *counters).where(*held).order_by(message.c.id)
         messages = tuple(
-            Message(each.id, each.key, "", each.attempt, each.failures, each.unknowns, each.batch_limit, 0, 0)
+            Message(
+                each.id, each.key, "", each.attempt, each.failures, each.unknowns, each.batch_limit, 0, 0, suspect=each.suspect
+            )
             for each in connection.execute(statement)
         )
         found.append(LeftBehind(row.id, row.destination, row.worker, row.messages, messages))

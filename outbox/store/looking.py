@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, and_, func, literal_column, or_, select
 
 from outbox.model import Lane, State
+from outbox.patience import Stop
 from outbox.store import claiming
 from outbox.tables import (
     attachment,
@@ -25,6 +26,7 @@ from outbox.tables import (
     stream,
     worker,
 )
+from outbox.timekeeping import When
 
 
 def alive(connection: Connection) -> int:
@@ -144,10 +146,10 @@ def attempts_of(connection: Connection, message_id: int) -> Sequence[RowMapping]
 def anything_left(connection: Connection, names: Collection[str], now: datetime) -> bool:
     """Whether a message is due or claimed. Blocked streams and destinations that are left alone for now do not count."""
     open_for_now = and_(destination.c.open_until.is_not(None), destination.c.open_until > now)
-    stopped = and_(destination.c.stop.is_not(None), destination.c.stop != "credentials")
-    willing = select(destination.c.name).where(destination.c.name.in_(names), ~or_(open_for_now, stopped))
+    paused = and_(destination.c.stop.is_not(None), destination.c.stop == Stop.PAUSE)
+    willing = select(destination.c.name).where(destination.c.name.in_(names), ~or_(open_for_now, paused))
     open_ones = list(connection.execute(willing).scalars())
-    if any(claiming.anything_due(connection, name, list(Lane), now) for name in open_ones):
+    if any(claiming.anything_due(connection, name, list(Lane), When.certain(now)) for name in open_ones):
         return True
     tried = select(message.c.id).where(message.c.destination.concat("").in_(names), claimed).limit(1)
     return connection.execute(tried).one_or_none() is not None

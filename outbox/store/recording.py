@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, exists, insert, select, update
 
-from outbox.model import FINAL, Outcome
-from outbox.store import streams
+from outbox.model import FINAL, Outcome, State
+from outbox.store import shares, streams
 from outbox.tables import attachment, attempt, claimed, delivery, file, message
+from outbox.timekeeping import When
 from outbox.verdict import Facts, Settlement
 
 
@@ -27,25 +28,36 @@ def recovered(connection: Connection, name: str, ids: Collection[int]) -> set[in
     return set(connection.execute(statement).scalars())
 
 
+class Recorded(NamedTuple):
+    """What a record wrote: messages by id; and shares that could not be told, because somebody held them."""
+
+    written: set[int]
+    shares: set[int]
+
+
 def record(
     connection: Connection,
     delivery_id: int,
     worker_id: str,
     settled: Mapping[int, tuple[int, Settlement]],
-    now: datetime,
+    when: When,
     *,
     keep_late: bool = True,
-) -> set[int]:
-    """Write what became of each message (id: attempt number and settlement), if the claim still holds; the ids written.
+    skip: bool = False,
+) -> Recorded:
+    """Write what became of each message (id: attempt number and settlement), if the claim still holds.
 
     `delivery_id` is new with every attempt, so asking for it is asking for the attempt number, for the whole set at once.
-    For the others the outcome is kept, with `keep_late`, as the late one of an attempt that somebody else has ended.
+    For the others the outcome is kept, with `keep_late`, as the late one of an attempt that somebody else has ended. `skip`: a
+    stream goes on after a message of it has died.
     """
+    now = when.now
     groups: dict[Settlement, list[int]] = defaultdict(list)
     for message_id, (_, settlement) in settled.items():
         groups[settlement].append(message_id)
     written: set[int] = set()
     of_streams: set[int] = set()
+    of_shares: set[int] = set()
     for settlement, ids in groups.items():
         statement = (
             update(message)
@@ -56,12 +68,14 @@ def record(
                 message.c.delivery_id == delivery_id,
             )
             .values(_changes(settlement, delivery_id, now))
-            .returning(message.c.id, message.c.stream_id)
+            .returning(message.c.id, message.c.stream_id, message.c.share_id)
         )
         for row in connection.execute(statement):
             written.add(row.id)
             if row.stream_id is not None:
                 of_streams.add(row.stream_id)
+            if row.share_id is not None and settlement.state is State.PENDING:
+                of_shares.add(row.share_id)
     if written:
         rows = [
             {
@@ -87,23 +101,26 @@ def record(
             .values(late_outcome=settled[message_id][1].outcome)
         )
     if of_streams:
-        streams.release(connection, of_streams, now)
-    return written
+        streams.release(connection, of_streams, when, skip=skip)
+    held = shares.release(connection, of_shares, when) if of_shares else set()
+    return Recorded(written, held)
 
 
 def _changes(settlement: Settlement, delivery_id: int, now: datetime) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "state": settlement.state,
         "reason": settlement.reason,
+        "reason_text": settlement.text,
         "failures": settlement.failures,
         "unknowns": settlement.unknowns,
         "batch_limit": settlement.batch_limit,
+        "suspect": settlement.suspect,
         "claimed_by": None,
         "delivery_id": None,
         "finished_at": now if settlement.state in FINAL else None,
     }
     if settlement.due_at is not None:
-        changes["due_at"] = settlement.due_at
+        changes |= {"due_at": settlement.due_at, "scheduled": False}
     if settlement.faulted:
         changes["faulted_in"] = delivery_id
     return changes

@@ -3,92 +3,136 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, and_, exists, func, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Row, and_, bindparam, exists, func, select, update
 
 from outbox.model import Lane, State
-from outbox.tables import claimed, dead_in_stream, head, in_stream, message, pending, stream, unfinished
+from outbox.tables import claimed, dead_in_stream, has_come, head, in_stream, message, pending, stream, unfinished
+from outbox.timekeeping import When
 
 
-def due(name: str, lanes: Collection[Lane], now: datetime) -> ColumnElement[bool]:
+def due(name: str, lanes: Collection[Lane], when: When) -> ColumnElement[bool]:
     """The condition of a stream whose first message may be claimed."""
     return and_(
         head.c.destination == name,
         head.c.lane.in_(lanes),
-        head.c.due_at <= now,
+        has_come(head.c.due_at, head.c.scheduled, when),
         head.c.claimed_by.is_(None),
         head.c.blocked_by.is_(None),
     )
 
 
 def take_heads(
-    connection: Connection, name: str, lane: Lane, now: datetime, limit: int, columns: Sequence[Column[Any]]
+    connection: Connection, name: str, lane: Lane, when: When, limit: int, columns: Sequence[Column[Any]], *, skip: bool
 ) -> list[Row[Any]]:
-    """The first unfinished message of each due stream of a lane, least recently served first; locked."""
-    waiting = select(head.c.stream_id).where(due(name, [lane], now)).order_by(head.c.served, head.c.stream_id).limit(limit)
+    """The first unfinished message of each due stream of a lane, least recently served first; locked.
+
+    With `skip`, a stream goes on after a message of it has died.
+    """
+    waiting = select(head.c.stream_id).where(due(name, [lane], when)).order_by(head.c.served, head.c.stream_id).limit(limit)
     streams = list(connection.execute(waiting.with_for_update(skip_locked=True)).scalars())
-    firsts = stand(connection, streams, now)
-    ready = [firsts[each].id for each in streams if each in firsts and _is_ready(firsts[each], lane, now)]
+    firsts = stand(connection, streams, when, skip=skip)
+    ready = [firsts[each].id for each in streams if each in firsts and _is_ready(firsts[each], lane, when)]
     statement = select(*columns).where(message.c.id.in_(ready), pending).order_by(message.c.id).with_for_update()
     rows = {row.id: row for row in connection.execute(statement)} if ready else {}
     return [rows[each] for each in ready if each in rows]
 
 
-def release(connection: Connection, streams: Collection[int], now: datetime) -> None:
+def release(connection: Connection, streams: Collection[int], when: When, *, skip: bool) -> None:
     """Let the next message of each stream be claimed."""
     locked = select(head.c.stream_id).where(head.c.stream_id.in_(streams)).order_by(head.c.stream_id)
-    stand(connection, list(connection.execute(locked.with_for_update(skip_locked=True)).scalars()), now)
+    stand(connection, list(connection.execute(locked.with_for_update(skip_locked=True)).scalars()), when, skip=skip)
 
 
-def idle(connection: Connection) -> list[int]:
-    """Streams that say they are claimed although no message of theirs is."""
+def idle(connection: Connection, name: str) -> list[int]:
+    """Streams of a destination that say they are claimed although no message of theirs is."""
     tried = exists().where(message.c.stream_id == head.c.stream_id, in_stream, claimed)
-    return list(connection.execute(select(head.c.stream_id).where(head.c.claimed_by.is_not(None), ~tried)).scalars())
+    stuck = (head.c.claimed_by.is_not(None), head.c.destination == name, ~tried)
+    return list(connection.execute(select(head.c.stream_id).where(*stuck)).scalars())
 
 
-def stand(connection: Connection, streams: Sequence[int], now: datetime) -> dict[int, Any]:
+def of(connection: Connection, streams: Collection[int], name: str) -> list[int]:
+    """Those of these streams that are a destination's."""
+    if not streams:
+        return []
+    mine = select(head.c.stream_id).where(head.c.stream_id.in_(streams), head.c.destination == name)
+    return list(connection.execute(mine).scalars())
+
+
+def blocked(connection: Connection, name: str) -> list[int]:
+    """Streams of a destination that a dead message holds up."""
+    held_up = (head.c.blocked_by.is_not(None), head.c.destination == name)
+    return list(connection.execute(select(head.c.stream_id).where(*held_up)).scalars())
+
+
+def forgive(connection: Connection, name: str, ordering_key: str, when: When) -> bool:
+    """Let a stream go on past the messages of it that are dead by now; False when no such stream is held up.
+
+    Waits for whoever holds its place at this moment: a person shall not have to ask twice.
+    """
+    wanted = (stream.c.destination == name, stream.c.ordering_key == ordering_key, head.c.blocked_by.is_not(None))
+    place = select(head.c.stream_id).join(stream, head.c.stream_id == stream.c.id).where(*wanted)
+    stream_id = connection.execute(place.with_for_update(of=head)).scalar_one_or_none()
+    if stream_id is None:
+        return False
+    died = select(func.max(message.c.stream_number)).where(message.c.stream_id == stream_id, dead_in_stream)
+    last = connection.execute(died).scalar_one() or 0
+    connection.execute(update(head).where(head.c.stream_id == stream_id).values(forgiven=last))
+    stand(connection, [stream_id], when, skip=False)
+    return True
+
+
+def stand(connection: Connection, streams: Sequence[int], when: When, *, skip: bool) -> dict[int, Any]:
     """Write where streams stand whose heads are locked here; returns the first unfinished message of each that may go on.
 
-    A stream in which a message has died stays blocked until a person acts. One with nothing unfinished is put to rest, unless a
-    producer is writing to it at this moment: it will be looked at again.
+    A stream in which a message has died stays blocked until a person acts, unless its destination says `skip`. One with
+    nothing unfinished is put to rest, unless a producer is writing to it at this moment: it will be looked at again.
     """
     if not streams:
         return {}
     first = select(message.c.id).where(message.c.stream_id == head.c.stream_id, in_stream, unfinished)
     at_head = first.order_by(message.c.stream_number).limit(1).correlate(head).scalar_subquery()
-    columns = (message.c.id, message.c.stream_id, message.c.state, message.c.due_at, message.c.lane)
+    columns = (message.c.id, message.c.stream_id, message.c.state, message.c.due_at, message.c.scheduled, message.c.lane)
     firsts = {
         row.stream_id: row
         for row in connection.execute(
             select(*columns).where(message.c.id.in_(select(at_head).where(head.c.stream_id.in_(streams))))
         )
     }
+    died = {} if skip else _deaths(connection, streams)
+    stood = {row.stream_id: row for row in connection.execute(select(head).where(head.c.stream_id.in_(streams)))}
+    without = [each for each in streams if each not in firsts]
+    resting = _unwritten(connection, without) if without else set()
+    moved: list[dict[str, Any]] = []
+    for each in streams:
+        row, was = firsts.get(each), stood[each]
+        if row is not None and row.state == State.CLAIMED:
+            continue  # its delivery goes on, and will come here when it ends
+        place = {
+            "claimed_by": None,
+            "blocked_by": died.get(each),
+            "due_at": row.due_at if row is not None else None if each in resting else when.now,
+            "scheduled": row is not None and row.scheduled,
+            "lane": row.lane if row is not None else was.lane,
+        }
+        if place != {name: getattr(was, name) for name in place}:
+            moved.append({"of": each, **place})
+    if moved:
+        places: dict[str, Any] = {name: bindparam(name) for name in moved[0] if name != "of"}
+        connection.execute(update(head).where(head.c.stream_id == bindparam("of")).values(places), moved)
+    return {each: row for each, row in firsts.items() if each not in died}
+
+
+def _deaths(connection: Connection, streams: Sequence[int]) -> dict[int, int]:
+    """The first message of each of these streams that died and was not forgiven."""
     deaths = (
         select(message.c.stream_id, func.min(message.c.id).label("first"))
         .join(head, message.c.stream_id == head.c.stream_id)
         .where(head.c.stream_id.in_(streams), dead_in_stream, message.c.stream_number > head.c.forgiven)
         .group_by(message.c.stream_id)
     )
-    died = {row.stream_id: row.first for row in connection.execute(deaths)}
-    stood = {row.stream_id: row for row in connection.execute(select(head).where(head.c.stream_id.in_(streams)))}
-    without = [each for each in streams if each not in firsts]
-    resting = _unwritten(connection, without) if without else set()
-    for each in streams:
-        row, was = firsts.get(each), stood[each]
-        if row is not None and row.state == State.CLAIMED:
-            continue  # its delivery goes on, and will come here when it ends
-        due_at = row.due_at if row is not None else None if each in resting else now
-        place = {
-            "claimed_by": None,
-            "blocked_by": died.get(each),
-            "due_at": due_at,
-            "lane": row.lane if row is not None else was.lane,
-        }
-        if place != {name: getattr(was, name) for name in place}:
-            connection.execute(update(head).where(head.c.stream_id == each).values(place))
-    return {each: row for each, row in firsts.items() if each not in died}
+    return {row.stream_id: row.first for row in connection.execute(deaths)}
 
 
 def _unwritten(connection: Connection, streams: Collection[int]) -> set[int]:
@@ -107,5 +151,6 @@ def _unwritten(connection: Connection, streams: Collection[int]) -> set[int]:
     return ids
 
 
-def _is_ready(first: Any, lane: Lane, now: datetime) -> bool:
-    return bool(first.state == State.PENDING and first.due_at <= now and first.lane == lane)
+def _is_ready(first: Any, lane: Lane, when: When) -> bool:
+    come = first.due_at <= (when.chosen if first.scheduled else when.invented)
+    return bool(first.state == State.PENDING and come and first.lane == lane)

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from outbox.database import Database
-from outbox.policy import Breaker, Stop
+from outbox.patience import Breaker, Stop
 from outbox.store import breaker
 from outbox.tables import destination
 from tests.factories import NOW

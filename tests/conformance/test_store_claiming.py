@@ -9,7 +9,8 @@ from outbox import Lane, State
 from outbox.database import Database
 from outbox.store import arriving, claiming, living
 from outbox.tables import delivery, head
-from tests.factories import NOW, add_row, claim, dead, join, new_message, put, record, row_of, settlement, spooled
+from outbox.timekeeping import When
+from tests.factories import NOW, add_row, claim, dead, join, new_message, put, record, row_of, settlement, spooled, waiting
 
 Reopen = Callable[[], Database]
 SECOND = timedelta(seconds=1)
@@ -31,7 +32,7 @@ def test_of_equal_age_the_first_to_come_is_the_first_to_go(database: Database) -
     with database.begin() as connection:
         ids = [put(connection) for _ in range(5)]
 
-        assert ids[:3] == [each.id for each in claiming.waiting(connection, "enos", Lane.NORMAL, NOW, 3)]
+        assert ids[:3] == [each.id for each in waiting(connection, limit=3)]
 
 
 def test_a_claim_is_of_one_destination_and_one_lane(database: Database) -> None:
@@ -203,7 +204,7 @@ def test_a_repeated_key_does_not_wake_its_stream(database: Database) -> None:
         arriving.next_in_stream(connection, new_message("a"), "pump")
         assert arriving.add_message(connection, new_message("a"), None) is None
 
-        assert not claiming.anything_due(connection, "enos", list(Lane), NOW)
+        assert not claiming.anything_due(connection, "enos", list(Lane), When.certain(NOW))
         assert connection.execute(sa.select(head.c.due_at)).scalar_one() is None
 
 
@@ -224,12 +225,12 @@ def test_a_stream_lives_on_after_a_repeated_key(database: Database) -> None:
 
 def test_a_look_sees_what_a_claim_would_take(database: Database) -> None:
     with database.begin() as connection:
-        assert not claiming.anything_due(connection, "enos", [Lane.NORMAL], NOW)
+        assert not claiming.anything_due(connection, "enos", [Lane.NORMAL], When.certain(NOW))
         put(connection, due_at=NOW + SECOND)
         put(connection, ordering_key="pump", lane=Lane.BULK)
 
         looks = [
-            claiming.anything_due(connection, name, lanes, now)
+            claiming.anything_due(connection, name, lanes, When.certain(now))
             for name, lanes, now in [
                 ("enos", [Lane.NORMAL], NOW),
                 ("enos", [Lane.NORMAL], NOW + SECOND),

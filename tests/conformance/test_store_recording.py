@@ -291,7 +291,7 @@ def test_a_stream_is_not_idle_while_its_head_is_tried(database: Database) -> Non
         put(connection, ordering_key="pump")
         claimed_once(connection)
 
-        assert [] == streams.idle(connection)
+        assert [] == streams.idle(connection, "enos")
 
 
 def test_files_of_a_delivered_message_may_go_later(database: Database) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from outbox import State, migrate
 from outbox.database import Database
 from outbox.model import Lane, Outcome, Reason
-from outbox.policy import Stop
+from outbox.patience import Stop
 from outbox.tables import attempt, delivery, destination, file, head, message
 from tests.factories import NOW, add_row, message_values
 from tests.postgres import create_database, drop_database

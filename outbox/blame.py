@@ -1,0 +1,80 @@
+"""Blame: what an outcome says about the destination itself, written to its row before any message is settled."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from outbox.limits import taught
+from outbox.patience import (
+    Breaker,
+    Stop,
+    after_delivered,
+    after_fault,
+    after_rejected,
+    after_silent_probe,
+    spares,
+)
+from outbox.policy import Policy
+from outbox.store import breaker
+from outbox.verdict import Delivered, Reject, Result, Retry, charges_destination
+
+log = logging.getLogger("outbox.blame")
+
+
+def place(connection: Connection, result: Result, policy: Policy, now: datetime, dice: float) -> bool:
+    """Write what a delivery says about its destination; returns whether its messages are spared although it refused them."""
+    if not result.witnessed:
+        return False
+    verdict, probe = result.verdict, result.knock is not None
+    answered = isinstance(verdict, Delivered | Reject) and verdict.facts.status is not None
+    charged = charges_destination(verdict)
+    if not (answered or charged or probe):
+        return False
+    if isinstance(verdict, Delivered) and breaker.read(connection, result.destination) == Breaker():
+        return False  # the usual case, without a lock
+    seen = breaker.standing(connection, result.destination, lock=True)
+    if isinstance(verdict, Reject) and 413 in (verdict.facts.status, verdict.facts.code):
+        learned = taught(seen.learned, sum(each.size + each.file_bytes for each in result.messages), now)
+        breaker.save_learned(connection, result.destination, learned)
+    changed = _after(seen.breaker, result, policy, now, dice, answered=answered, charged=charged)
+    if changed != seen.breaker:
+        words = _why(changed, verdict.facts.text)
+        breaker.move(connection, result.destination, seen.breaker, changed, now, words)
+        _say(result, seen.breaker, changed, words)
+    return isinstance(verdict, Reject) and result.size == 1 and spares(seen.breaker, policy)
+
+
+def _after(
+    seen: Breaker, result: Result, policy: Policy, now: datetime, dice: float, *, answered: bool, charged: bool
+) -> Breaker:
+    verdict, probe = result.verdict, result.knock is not None
+    # Another probe may have begun since ours was given up: then only that one's failure moves the next.
+    current = probe and seen.open_until == result.knock
+    if isinstance(verdict, Delivered) and answered:
+        return after_delivered(seen, policy)
+    if isinstance(verdict, Reject) and answered:
+        return after_rejected(seen, now, policy, alone=result.size == 1, probe=current)
+    if not charged:
+        return after_silent_probe(seen, now) if current else seen
+    if seen.is_open and not current:
+        return seen  # begun before the breaker opened: it tells nothing new
+    wait = verdict.wait if isinstance(verdict, Retry) else None
+    credentials = isinstance(verdict, Retry) and verdict.credentials
+    return after_fault(seen, now, policy, dice, wait, credentials=credentials)
+
+
+def _why(changed: Breaker, text: str | None) -> str | None:
+    if changed.stop is Stop.REJECT_STREAK:
+        return f"refused {changed.reject_streak} messages, one after the other; the last one: {text or 'without a word'}"
+    return text
+
+
+def _say(result: Result, seen: Breaker, changed: Breaker, words: str | None) -> None:
+    about = {"destination": result.destination}
+    if changed.is_open and not seen.is_open:
+        log.warning("destination %s is left alone until %s: %s", result.destination, changed.open_until, words, extra=about)
+    elif seen.is_open and not changed.is_open:
+        log.warning("destination %s answers again", result.destination, extra=about)

@@ -1,0 +1,198 @@
+"""Claim: what may be sent to a destination now becomes ours, in one short transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from outbox.ambient import Ambient
+from outbox.database import Database
+from outbox.destinations.base import Destination
+from outbox.limits import Bucket, drawn, fill, has_room, learned_limit, refill_wait, refilled
+from outbox.model import Batch, Lane
+from outbox.patience import Passage, after_probe_began, passage
+from outbox.policy import Policy
+from outbox.store import breaker, claiming, streams
+from outbox.store.breaker import Standing
+from outbox.store.claiming import Waiting
+from outbox.timekeeping import Timekeeper, When, plausible
+
+#: Seconds between two looks at how far away messages are that nobody put off on purpose.
+_LOOK_FAR_EVERY = 5.0
+#: Messages that expire in one transaction.
+_HANDFUL = 500
+
+
+class WorkerGone(Exception):
+    """This worker was declared gone: what it holds is somebody else's, and it needs a new identity."""
+
+
+@dataclass
+class _Far:
+    """How far away a destination's messages are, and when that was looked at."""
+
+    instant: datetime | None
+    looked_at: float
+    wall: datetime
+
+
+class Claims:
+    """Claims batches for a worker; any number of threads may, at the same time. `identity` gives the worker's present one."""
+
+    def __init__(
+        self, database: Database, destinations: Mapping[str, Destination], ambient: Ambient, identity: Callable[[], str]
+    ) -> None:
+        self._database = database
+        self._destinations = destinations
+        self._ambient = ambient
+        self._identity = identity
+        self._time = Timekeeper(ambient)
+        self._far: dict[str, _Far] = {}
+        self._waits: dict[str, float] = {}
+
+    def anything_due(self, name: str, lanes: Sequence[Lane]) -> bool:
+        """Whether a claim could find something; reads only."""
+        policy = self._destinations[name].policy
+        with self._database.read() as connection:
+            when = self._look_far(connection, name)
+            seen = breaker.standing(connection, name)
+            if passage(seen.breaker, when.now, policy) is Passage.NONE:
+                return False
+            if not claiming.anything_due(connection, name, lanes, when):
+                return False
+            return self._admitted(connection, name, lanes, seen, when.now) is not None
+
+    def claim(self, connection: Connection, name: str, lanes: Sequence[Lane]) -> Batch | None:
+        """The next batch of the first lane that has one, claimed. Raises WorkerGone."""
+        destination = self._destinations[name]
+        policy = destination.policy
+        when = self.when(name)
+        worker = self._identity()
+        if not claiming.still_here(connection, worker):
+            raise WorkerGone(worker)
+        seen = breaker.standing(connection, name)
+        limited = policy.rate is not None or policy.in_flight is not None or seen.breaker.ramp is not None
+        if limited:
+            # The turnstile: whoever wants to pass does so one after the other, so that what is counted stays true.
+            seen = breaker.standing(connection, name, lock=True)
+        allowed = passage(seen.breaker, when.now, policy)
+        if allowed is Passage.NONE:
+            return None
+        admitted = self._admitted(connection, name, lanes, seen, when.now) if limited else (lanes, None)
+        if admitted is None:
+            return None
+        lanes, bucket = admitted
+        for lane in lanes:
+            if allowed is Passage.PROBE and lane is Lane.LARGE and self._smaller_due(connection, name, when):
+                continue  # knock with something small, if there is any
+            waiting = claiming.waiting(connection, name, lane, when, policy.batch_messages, skip=policy.on_dead == "skip")
+            waiting = self._without_expired(connection, policy, waiting, when)
+            waiting = self._without_second_suspect(connection, name, waiting)
+            if not waiting:
+                continue
+            knock = None
+            if allowed is Passage.PROBE:
+                # The one tried least: a message that breaks its destination must not be the only one to knock.
+                taken = [min(waiting, key=lambda each: each.attempt)]
+                opened = after_probe_began(seen.breaker, when.now, taken[0].size + taken[0].file_bytes, policy)
+                if not breaker.move(connection, name, seen.breaker, opened, when.now):
+                    return None
+                knock = opened.open_until
+            else:
+                most = min(policy.batch_bytes, learned_limit(seen.learned, when.now) or policy.batch_bytes)
+                taken = fill(waiting, policy.batch_messages, most, destination.text_limit)
+            if bucket is not None:
+                breaker.save_bucket(connection, name, bucket)
+            delivery = claiming.start_delivery(connection, name, lane, worker, taken, knock is not None, when.now)
+            messages = claiming.mark_claimed(connection, taken, worker, delivery, when)
+            return Batch(delivery, worker, name, lane, tuple(messages), when.now, knock)
+        return None
+
+    def expire(self) -> int:
+        """Give up messages whose time is over, wherever they wait; returns how many."""
+        when = self._time.read()
+        if not plausible(when.chosen):
+            return 0
+        with self._database.read() as connection:
+            if not claiming.expired(connection, self._destinations, when, 1):
+                return 0
+        with self._database.begin() as connection:
+            over = claiming.expired(connection, self._destinations, when, _HANDFUL)
+            of_streams = claiming.expire(connection, [each.id for each in over], when.now)
+            for name, destination in self._destinations.items():
+                mine = streams.of(connection, of_streams, name)
+                streams.release(connection, mine, when, skip=destination.policy.on_dead == "skip")
+        return len(over)
+
+    def wait_for_rate(self, name: str) -> float | None:
+        """Seconds until the destination's rate allows one more request, if that was what the last look ran into."""
+        until = self._waits.get(name)
+        return None if until is None else max(0.0, until - self._ambient.monotonic())
+
+    def when(self, name: str) -> When:
+        """The time, for the messages of a destination.
+
+        One that nobody put off on purpose is never further away than the longest back-off, unless a clock was wrong: then all
+        of them have come.
+        """
+        when, far = self._time.read(), self._far.get(name)
+        declared = self._destinations.get(name)
+        longest = declared.policy.longest_backoff if declared else Policy().longest_backoff
+        if far is None or far.instant is None or (far.instant - when.invented).total_seconds() <= longest:
+            return when
+        return when._replace(invented=far.instant)
+
+    def _look_far(self, connection: Connection, name: str) -> When:
+        """The same, after looking again how far away messages are: now and then, and when the clock stepped back."""
+        far, ticks, wall = self._far.get(name), self._ambient.monotonic(), self._ambient.now()
+        if far is None or wall < far.wall or ticks - far.looked_at >= _LOOK_FAR_EVERY:
+            self._far[name] = _Far(claiming.furthest(connection, name), ticks, wall)
+        return self.when(name)
+
+    def _admitted(
+        self, connection: Connection, name: str, lanes: Sequence[Lane], seen: Standing, now: datetime
+    ) -> tuple[Sequence[Lane], Bucket | None] | None:
+        """The lanes in which one more upload may begin, and what the rate has left then; None when none may."""
+        policy = self._destinations[name].policy
+        self._waits.pop(name, None)
+        bucket = None
+        if policy.rate is not None:
+            full = refilled(seen.bucket, now, policy)
+            bucket = drawn(full)
+            if bucket is None:
+                self._waits[name] = self._ambient.monotonic() + refill_wait(full, policy)
+                return None
+        if policy.in_flight is not None or seen.breaker.ramp is not None:
+            traffic = breaker.traffic(connection, name)
+            lanes = [lane for lane in lanes if has_room(traffic, lane, policy.in_flight, seen.breaker.ramp)]
+        return (lanes, bucket) if lanes else None
+
+    def _smaller_due(self, connection: Connection, name: str, when: When) -> bool:
+        return claiming.anything_due(connection, name, [lane for lane in Lane if lane is not Lane.LARGE], when)
+
+    def _without_expired(self, connection: Connection, policy: Policy, waiting: list[Waiting], when: When) -> list[Waiting]:
+        """Those whose time is not over; the others are given up."""
+        over = [each for each in waiting if _is_over(each, when)]
+        if not over:
+            return waiting
+        of_streams = claiming.expire(connection, [each.id for each in over], when.now)
+        streams.release(connection, of_streams, when, skip=policy.on_dead == "skip")
+        return [each for each in waiting if each not in over]
+
+    def _without_second_suspect(self, connection: Connection, name: str, waiting: list[Waiting]) -> list[Waiting]:
+        """A message that a worker may have died of is tried with no other such message under way.
+
+        Else the innocent that happened to travel at the same time would go down with the guilty one again and again.
+        """
+        if any(each.suspect for each in waiting) and claiming.suspect_under_way(connection, name):
+            return [each for each in waiting if not each.suspect]
+        return waiting
+
+
+def _is_over(message: Waiting, when: When) -> bool:
+    if message.expires_at is None or not message.clock_plausible or not plausible(when.chosen):
+        return False
+    return message.expires_at <= when.chosen

@@ -1,0 +1,119 @@
+"""Shares: ordering keys whose order does not matter take fair turns, so that one's backlog does not starve another."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import chain, zip_longest
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, bindparam, or_, select, union_all, update
+
+from outbox.database import insert_or_nothing
+from outbox.model import Lane
+from outbox.store.arriving import NewMessage
+from outbox.tables import has_come, in_share, message, share
+from outbox.timekeeping import When
+
+
+def due(name: str, lanes: Collection[Lane], when: When) -> ColumnElement[bool]:
+    """The condition of a share that may have a message to claim."""
+    return and_(share.c.destination == name, share.c.lane.in_(lanes), has_come(share.c.due_at, share.c.scheduled, when))
+
+
+def join(connection: Connection, new: NewMessage, ordering_key: str) -> int:
+    """The share that a message belongs to. It is not put to rest before the caller's transaction ends."""
+    wanted = {"destination": new.destination, "ordering_key": ordering_key, "lane": new.lane}
+    connection.execute(insert_or_nothing(connection, share).values(wanted))
+    found = select(share.c.id).where(*(share.c[name] == value for name, value in wanted.items()))
+    return int(connection.execute(found.with_for_update(read=True, key_share=True)).scalar_one())
+
+
+def wake(connection: Connection, share_id: int, new: NewMessage) -> None:
+    """A share at rest, or one that waits for something later, becomes due with its new message."""
+    later = or_(share.c.due_at.is_(None), share.c.due_at > new.due_at)
+    place = {"due_at": new.due_at, "scheduled": new.scheduled}
+    connection.execute(update(share).where(share.c.id == share_id, later).values(place))
+
+
+def take(
+    connection: Connection, name: str, lane: Lane, when: When, limit: int, columns: Sequence[Column[Any]]
+) -> list[Row[Any]]:
+    """Due messages of the shares of a lane, locked: as many of each, the first of each before the second of any."""
+    waiting = select(share.c.id).where(due(name, [lane], when)).order_by(share.c.served, share.c.id).limit(limit)
+    # Not FOR UPDATE, which would pass over every share that a producer is writing to.
+    shares = list(connection.execute(waiting.with_for_update(skip_locked=True, key_share=True)).scalars())
+    if not shares:
+        return []
+    each_gets = max(1, limit // len(shares))
+    heads = [_firsts(each, when, each_gets) for each in shares]
+    ids = list(connection.execute(union_all(*(select(head.subquery()) for head in heads))).scalars())
+    statement = select(*columns).where(message.c.id.in_(ids), in_share).order_by(message.c.due_at, message.c.id)
+    rows = connection.execute(statement.with_for_update(skip_locked=True)).all()
+    by_share = [[row for row in rows if row.share_id == each] for each in shares]
+    if empty := [each for each, found in zip(shares, by_share, strict=True) if not found]:
+        stand(connection, empty, when)
+    return [row for row in chain.from_iterable(zip_longest(*by_share)) if row is not None]
+
+
+def served(connection: Connection, shares: Collection[int], delivery_id: int, when: When) -> None:
+    """These shares, locked here, had a part of a delivery: the others go first next time."""
+    connection.execute(update(share).where(share.c.id.in_(shares)).values(served=delivery_id))
+    stand(connection, shares, when)
+
+
+def release(connection: Connection, shares: Collection[int], when: When) -> set[int]:
+    """Let messages that came back be claimed again; returns the shares that somebody else holds at this moment."""
+    mine = select(share.c.id).where(share.c.id.in_(shares)).order_by(share.c.id)
+    locked = set(connection.execute(mine.with_for_update(skip_locked=True, key_share=True)).scalars())
+    stand(connection, locked, when)
+    return set(shares) - locked
+
+
+def strayed(connection: Connection, name: str) -> list[int]:
+    """Shares of a destination that are at rest although a message of theirs waits: whoever should have woken them died."""
+    waits = select(message.c.id).where(message.c.share_id == share.c.id, in_share).exists()
+    return list(
+        connection.execute(select(share.c.id).where(share.c.destination == name, share.c.due_at.is_(None), waits)).scalars()
+    )
+
+
+def stand(connection: Connection, shares: Collection[int], when: When) -> None:
+    """Write when each of these shares, locked here, is due next; one that a producer may be writing to is not put to rest."""
+    if not shares:
+        return
+    stood = connection.execute(_next_due(shares)).all()
+    resting = _unwritten(connection, [row.id for row in stood if row.next_due_at is None])
+    moved = []
+    for row in stood:
+        due_at = row.next_due_at or (None if row.id in resting else when.now)
+        if due_at != row.due_at:
+            moved.append({"of": row.id, "due_at": due_at, "scheduled": bool(row.next_scheduled)})
+    if moved:
+        place: dict[str, Any] = {"due_at": bindparam("due_at"), "scheduled": bindparam("scheduled")}
+        connection.execute(update(share).where(share.c.id == bindparam("of")).values(place), moved)
+
+
+def _next_due(shares: Collection[int]) -> Select[Any]:
+    """Of each share: when it says it is due, and when its first waiting message is."""
+    mine = (message.c.share_id == share.c.id, in_share)
+    due_at = select(message.c.due_at).where(*mine).order_by(message.c.due_at, message.c.id).limit(1)
+    scheduled = select(message.c.scheduled).where(*mine).order_by(message.c.due_at, message.c.id).limit(1)
+    columns = (due_at.scalar_subquery().label("next_due_at"), scheduled.scalar_subquery().label("next_scheduled"))
+    return select(share.c.id, share.c.due_at, *columns).where(share.c.id.in_(shares)).order_by(share.c.id)
+
+
+def _unwritten(connection: Connection, shares: Collection[int]) -> set[int]:
+    """Of these shares, those that no producer has an open transaction on; none can begin one before ours ends."""
+    if not shares:
+        return set()
+    free = select(share.c.id).where(share.c.id.in_(shares)).order_by(share.c.id).with_for_update(skip_locked=True)
+    ids = set(connection.execute(free).scalars())
+    # What was committed while we took the lock is seen only by a statement that begins now.
+    busy = select(message.c.share_id).where(message.c.share_id.in_(ids), in_share).distinct()
+    return ids - set(connection.execute(busy).scalars())
+
+
+def _firsts(share_id: int, when: When, limit: int) -> Any:
+    come = has_come(message.c.due_at, message.c.scheduled, when)
+    mine = select(message.c.id).where(message.c.share_id == share_id, in_share, come)
+    return mine.order_by(message.c.due_at, message.c.id).limit(limit)
