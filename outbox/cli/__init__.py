@@ -18,6 +18,7 @@ _COMMANDS = {
     "status": "outbox.cli.look",
     "list": "outbox.cli.look",
     "show": "outbox.cli.look",
+    "verdicts": "outbox.cli.verdicts",
     "receiver": "outbox.cli.receiver",
 }
 _NAMES_IN_MODULES = {"list": "list_"}

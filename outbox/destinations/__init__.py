@@ -2,6 +2,17 @@
 
 from outbox.destinations.base import Credentials, Destination
 from outbox.destinations.enos import EnosAttributes, EnosEvents, EnosMeasurePoints
+from outbox.destinations.table import ABSENT, Meaning, Rule
 from outbox.destinations.token import Token
 
-__all__ = ["Credentials", "Destination", "EnosAttributes", "EnosEvents", "EnosMeasurePoints", "Token"]
+__all__ = [
+    "ABSENT",
+    "Credentials",
+    "Destination",
+    "EnosAttributes",
+    "EnosEvents",
+    "EnosMeasurePoints",
+    "Meaning",
+    "Rule",
+    "Token",
+]

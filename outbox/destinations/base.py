@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from typing import ClassVar, Protocol, assert_never
 from urllib.parse import urlsplit
 
+from outbox.destinations.table import Meaning, Verdicts
 from outbox.errors import ConfigurationError, Fault
-from outbox.model import Batch, Draft
+from outbox.model import Batch, Draft, Reason
 from outbox.policy import Policy
 from outbox.transport import Answer, Transport, Upload
-from outbox.verdict import Facts, Retry, Verdict, cleaned
+from outbox.verdict import Delivered, Facts, NotSent, Reject, Retry, Verdict, cleaned
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 
@@ -37,6 +38,9 @@ class Credentials(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Destination(ABC):
     """A place that takes uploads. Subclasses say two things, both pure: `encode` and `judge`."""
+
+    #: What its answers mean, for a `judge` that looks it up in a table; `outbox verdicts` prints it.
+    verdicts: ClassVar[Verdicts] = ()
 
     name: str
     url: str
@@ -96,23 +100,47 @@ def check_url(url: str, allow_plain_http: bool, owner: str) -> None:
         )
 
 
+def verdict_of(meaning: Meaning, facts: Facts, answer: Answer, now: datetime) -> Verdict:
+    """The verdict for an answer, once a table has said what it means."""
+    match meaning:
+        case Meaning.DELIVERED:
+            return Delivered(facts) if answer.sent_whole else NotSent(facts)
+        case Meaning.REJECT:
+            return Reject(facts)
+        case Meaning.TOO_LARGE:
+            return Reject(facts, Reason.TOO_LARGE)
+        case Meaning.RENEW:
+            return Retry(facts, renew=True, credentials=True)
+        case Meaning.CREDENTIALS:
+            return Retry(facts, credentials=True)
+        case Meaning.RETRY:
+            return Retry(facts, retry_after(answer, now))
+        case _:
+            assert_never(meaning)
+
+
 def retry_after(answer: Answer, now: datetime) -> float | None:
     """The wait an answer asks for, in seconds: the Retry-After header as a number or as a date."""
     value = answer.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(min(int(value[:9]), 10**8))
+    seconds = seconds_until(value, now)
+    return None if seconds is None else max(0.0, seconds)
+
+
+def seconds_until(date: str, now: datetime) -> float | None:
+    """Seconds from now to a date as HTTP headers write it, negative for one that has passed; None for what is none."""
     try:
-        when = parsedate_to_datetime(value)
-        return max(0.0, (when - now).total_seconds())
+        return (parsedate_to_datetime(date) - now).total_seconds()
     except (ValueError, TypeError, OverflowError):
         return None
 
 
-def redirected(answer: Answer) -> Retry:
-    """A redirect is never followed: a POST would turn into a GET, or our token would go to another host."""
+def redirected(answer: Answer) -> Facts:
+    """What a redirect says. It is never followed: a POST would turn into a GET, or our token would go to another host."""
     where = ""
     with contextlib.suppress(ValueError):  # an address that is none
         target = urlsplit(answer.headers.get("location", ""))
         # Without the query: it may hold a ticket to somewhere.
         where = cleaned(f" to {target.scheme}://{target.hostname}{target.path}", 500) if target.hostname else ""
-    return Retry(Facts(answer.status, text=f"redirected{where}; redirects are not followed: set the final address"))
+    return Facts(answer.status, text=f"redirected{where}; redirects are not followed: set the final address")

@@ -18,13 +18,14 @@ from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlencode
 
 from outbox import payload
-from outbox.destinations.base import Credentials, Destination, redirected, retry_after
+from outbox.destinations.base import Credentials, Destination, redirected, verdict_of
+from outbox.destinations.table import ABSENT, Meaning, Reading, Rule, Verdicts, check_table, first
 from outbox.destinations.token import Token
 from outbox.errors import ConfigurationError, Fault
-from outbox.model import Attachment, Batch, Draft, Message, Reason
+from outbox.model import Attachment, Batch, Draft, Message
 from outbox.multipart import FieldPart, FilePart, Part
 from outbox.transport import Answer, Upload
-from outbox.verdict import Delivered, Facts, NotSent, Reject, Retry, Verdict, cleaned
+from outbox.verdict import Facts, Verdict, cleaned
 
 log = logging.getLogger("outbox.enos")
 
@@ -37,12 +38,45 @@ _ENVELOPE = 256
 _SAFE_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,16}")
 _LONGEST_TRANSFER_NAME = "f" * 32 + "-" + "9" * 19 + "-" + "9" * 6 + "." + "x" * 16
 
-_SUCCESS = frozenset({0, 200})  # documented as 0; the sample on the same page shows 200
-_RENEW = frozenset({401, 497})
-_RENEW_APIM = frozenset({4011, 4012})
-_CREDENTIALS = frozenset({403, 498, 99403, 1009})
-_TOO_LARGE = frozenset({413, 1008})
-_ACCUSE = frozenset({99400, 99404, 1204, 1206, 1212, 1220, 1251, 1257, 1260, 11404})
+#: What the rules below look at: the HTTP status, and two members of the body.
+_READ = ("status", "code", "apim_status")
+_OK = range(200, 300)
+#: For an `apim_status` that is there and is no integer.
+_ODD = -1
+
+#: What an answer means: the first rule that fits decides. Only a code of the envelope, or a 413, may accuse a message.
+VERDICTS: Verdicts = (
+    Rule(Meaning.RETRY, "a redirect: it is never followed, set the final address", status=range(300, 400)),
+    Rule(Meaning.TOO_LARGE, "the request is too large for the destination or for a server on the way", status=413),
+    Rule(Meaning.TOO_LARGE, "the request body is too large", code=413),
+    Rule(Meaning.TOO_LARGE, "a message is too large", code=1008),
+    Rule(Meaning.DELIVERED, "success, as it is documented", status=_OK, code=0, apim_status=ABSENT),
+    Rule(Meaning.DELIVERED, "success, as the documentation's sample has it", status=_OK, code=200, apim_status=ABSENT),
+    Rule(Meaning.RENEW, "the access token has ended", apim_status=4011),
+    Rule(Meaning.RENEW, "the access token has ended, and so has what would refresh it", apim_status=4012),
+    Rule(Meaning.RENEW, "not authenticated, says a gateway", status=401, code=ABSENT),
+    Rule(Meaning.RENEW, "not authenticated", code=401),
+    Rule(Meaning.RENEW, "the application's timestamp or signature is not accepted", code=497),
+    Rule(Meaning.CREDENTIALS, "permission denied", code=403),
+    Rule(Meaning.CREDENTIALS, "permission denied to the application", code=498),
+    Rule(Meaning.CREDENTIALS, "a permission is missing, for instance for this orgId", code=99403),
+    Rule(Meaning.CREDENTIALS, "no permission to write", code=1009),
+    Rule(Meaning.REJECT, "a request parameter is invalid", code=99400),
+    Rule(Meaning.REJECT, "an object does not exist, for instance the device", code=99404),
+    Rule(Meaning.REJECT, "the payload does not fit the device's model", code=1204),
+    Rule(Meaning.REJECT, "a measure point's data has the wrong format", code=1206),
+    Rule(Meaning.REJECT, "no permission for this sub-device", code=1212),
+    Rule(Meaning.REJECT, "the payload is not JSON", code=1220),
+    Rule(Meaning.REJECT, "the payload is empty", code=1251),
+    Rule(Meaning.REJECT, "the device is not found", code=1257),
+    Rule(Meaning.REJECT, "the method does not fit the address", code=1260),
+    Rule(Meaning.REJECT, "the device cannot be found", code=11404),
+    Rule(Meaning.RETRY, "success, but the HTTP status or an apim_status says otherwise", code={0, 200}),
+    Rule(Meaning.RETRY, "an internal error", code=99500),
+    Rule(Meaning.RETRY, "the gateway's own trouble: exhausted, broken, unavailable, too slow", code={429, 500, 501, 503, 504}),
+    Rule(Meaning.RETRY, "not the destination's envelope: a proxy, a login page, a gateway being redeployed", code=ABSENT),
+    Rule(Meaning.RETRY, "a code that nobody documents"),
+)
 
 
 class Action(NamedTuple):
@@ -81,6 +115,8 @@ class EnosEvents(Destination):
     """
 
     action: ClassVar[Action] = EVENT
+    #: A subclass puts its own rules in front: `verdicts = (Rule(Meaning.RETRY, "...", code=11404), *EnosEvents.verdicts)`.
+    verdicts: ClassVar[Verdicts] = VERDICTS
 
     org_id: str
     token: Token | None = None  #: None sends no token: for a receiver that wants none
@@ -99,6 +135,7 @@ class EnosEvents(Destination):
             raise ConfigurationError(
                 f"destination {self.name}: max_message_bytes or max_file_bytes is too small to send anything"
             )
+        check_table(self.verdicts, _READ, f"destination {self.name}")
 
     @property
     def credentials(self) -> Credentials | None:
@@ -150,27 +187,15 @@ class EnosEvents(Destination):
         return Upload(f"{self.url.rstrip('/')}{_PATH}?{query}", [FieldPart("enos-message", body), *files])
 
     def judge(self, answer: Answer, batch: Batch, now: datetime) -> Verdict:
-        if 300 <= answer.status < 400:
-            return redirected(answer)
-        document = payload.believed(answer.body) if answer.whole else None
-        code = payload.integer(document.get("code")) if document else None
-        facts = _facts(answer, document, code)
-        apim_status = document.get("apim_status") if document else None
-        if answer.status == 413 or code in _TOO_LARGE:
-            return Reject(facts, Reason.TOO_LARGE)
-        if code in _SUCCESS and apim_status is None:
-            if not 200 <= answer.status < 300:
-                return Retry(facts, retry_after(answer, now))
-            if code == 200:
-                _note_code_200()
-            return Delivered(facts) if answer.sent_whole else NotSent(facts)
-        if code in _RENEW or payload.integer(apim_status) in _RENEW_APIM or (code is None and answer.status == 401):
-            return Retry(facts, renew=True, credentials=True)
-        if code in _CREDENTIALS:
-            return Retry(facts, credentials=True)
-        if code in _ACCUSE:
-            return Reject(facts)
-        return Retry(facts, retry_after(answer, now))
+        moved = 300 <= answer.status < 400
+        # The envelope must be heard to its end, and whoever redirects us is not the one who speaks in it.
+        document = payload.believed(answer.body) if answer.whole and not moved else None
+        reading = _read(answer.status, document or {})
+        facts = redirected(answer) if moved else _facts(answer, document, reading["code"])
+        rule = first(self.verdicts, reading)
+        if rule.meaning is Meaning.DELIVERED and reading["code"] == 200:
+            _note_code_200()
+        return verdict_of(rule.meaning, facts, answer, now)
 
     def _unknown_members(self, struct: dict[Any, Any]) -> Iterator[Fault]:
         known = ["assetId", "productKey", "deviceKey", self.action.member, *(["time"] if self.action.timed else [])]
@@ -309,6 +334,12 @@ def _transfer_name(message: Message, number: int, attachment: Attachment) -> str
     """
     extension = _SAFE_EXTENSION.fullmatch("." + attachment.filename.rpartition(".")[2]) if "." in attachment.filename else None
     return f"{attachment.file.name}-{message.id}-{number}{extension.group() if extension else ''}"
+
+
+def _read(status: int, document: dict[str, Any]) -> Reading:
+    code, told = payload.integer(document.get("code")), document.get("apim_status")
+    apim_status = payload.integer(told)
+    return {"status": status, "code": code, "apim_status": _ODD if apim_status is None and told is not None else apim_status}
 
 
 def _facts(answer: Answer, document: dict[str, Any] | None, code: int | None) -> Facts:

@@ -18,7 +18,8 @@ from outbox.testing.behaviours import (
     Truncated,
     parse_behaviour,
 )
-from outbox.testing.ledger import Accepted, Received, ReceivedFile, read_ledger
+from outbox.testing.blackhole import BlackHole, refused_url
+from outbox.testing.ledger import Accepted, Received, ReceivedFile, peak_of, rate_of, read_ledger
 from outbox.testing.receiver import Receiver
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Answer",
     "ApimExpired",
     "Behaviour",
+    "BlackHole",
     "Body",
     "Drip",
     "EarlyStatus",
@@ -42,5 +44,8 @@ __all__ = [
     "Status",
     "Truncated",
     "parse_behaviour",
+    "peak_of",
+    "rate_of",
     "read_ledger",
+    "refused_url",
 ]

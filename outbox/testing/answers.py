@@ -44,10 +44,10 @@ class Reply:
         """Whether it tells the client that the request was taken."""
         return 200 <= self.status < 300 and self.code in SUCCESS_CODES
 
-    def wire(self, *, close: bool = False) -> bytes:
-        """The answer as bytes; with ``close`` it says that the connection ends here."""
+    def wire(self, *, close: bool = False, date: str | None = None) -> bytes:
+        """The answer as bytes; with ``close`` it says that the connection ends here, with ``date`` when it was given."""
         phrase = HTTPStatus(self.status).phrase if self.status in set(HTTPStatus) else "Unheard Of"
-        headers = {"Content-Length": str(len(self.body)), **self.headers}
+        headers = {"Content-Length": str(len(self.body)), **({} if date is None else {"Date": date}), **self.headers}
         if close:
             headers["Connection"] = "close"
         lines = [f"HTTP/1.1 {self.status} {phrase}", *(f"{name}: {value}" for name, value in headers.items())]

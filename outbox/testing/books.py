@@ -7,12 +7,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from outbox.testing.behaviours import Behaviour
 from outbox.testing.ledger import Accepted, Ledger, Received
 
 Predicate = Callable[[dict[str, Any]], bool]
+Structs: TypeAlias = tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Refusal:
     fits: Predicate
     code: int
     msg: str
+    keep_good: bool
 
 
 class Books:
@@ -41,7 +43,10 @@ class Books:
         self.queue: deque[Behaviour] = deque()
         self.token_queue: deque[Behaviour] = deque()
         self.standing: Behaviour | None = None
+        self.token_standing: Behaviour | None = None
+        self.breaks: list[tuple[Predicate, Behaviour]] = []
         self.chances: list[tuple[Behaviour, float, random.Random]] = []
+        self.starts: deque[float] = deque(maxlen=remember)
         self.numbers = 0
         self.in_flight = 0
         self.peak = 0
@@ -51,14 +56,16 @@ class Books:
         self._ledger: Ledger | None = None
         self._on_received = on_received
 
-    def open_visit(self) -> tuple[int, Behaviour | None]:
-        """The number of a request that begins now, and how to misbehave towards it."""
+    def open_visit(self, monotonic: Callable[[], float]) -> tuple[int, float, Behaviour | None]:
+        """The number of a request that begins now, what time it is, and how to misbehave towards it."""
         with self.changed:
+            started = monotonic()
+            self.starts.append(started)
             self.numbers += 1
             self.in_flight += 1
             self.peak = max(self.peak, self.in_flight)
             self.changed.notify_all()
-            return self.numbers, self._next_behaviour()
+            return self.numbers, started, self._next_behaviour()
 
     def close_visit(self, finish: Callable[[], Received]) -> None:
         """Let ``finish`` write the last bytes of the answer and record what it returns.
@@ -82,13 +89,26 @@ class Books:
     def next_token_behaviour(self) -> Behaviour | None:
         """How to misbehave towards a request for a token."""
         with self.changed:
-            return self.token_queue.popleft() if self.token_queue else None
+            return self.token_queue.popleft() if self.token_queue else self.token_standing
 
-    def refusal_of(self, structs: tuple[dict[str, Any], ...]) -> Refusal | None:
-        """The first standing refusal that one of these structs fits."""
+    def judge(self, structs: Structs) -> tuple[Refusal | None, Structs]:
+        """The first standing refusal that one of these structs fits, and the structs that are stored nevertheless."""
         with self.changed:
             refusals = list(self.refusals)
-        return next((refusal for refusal in refusals for struct in structs if refusal.fits(struct)), None)
+        answer: Refusal | None = None
+        good = structs
+        for refusal in refusals:
+            left = _without(good, refusal)
+            if len(left) < len(good):
+                answer = answer or refusal
+                good = left
+        return answer, good
+
+    def break_of(self, structs: Structs) -> Behaviour | None:
+        """The behaviour of the first standing order that one of these structs fits."""
+        with self.changed:
+            breaks = list(self.breaks)
+        return next((behaviour for fits, behaviour in breaks for struct in structs if fits(struct)), None)
 
     def note_violation(self, words: str) -> None:
         """Remember something wrong with a request that is not an upload."""
@@ -137,3 +157,10 @@ class Books:
         # Every dice is thrown every time, so that one behaviour's luck does not shift another's.
         drawn = [behaviour for behaviour, chance, dice in self.chances if dice.random() < chance]
         return drawn[0] if drawn else None
+
+
+def _without(structs: Structs, refusal: Refusal) -> Structs:
+    """What is left of these structs after the refusal."""
+    if refusal.keep_good:
+        return tuple(struct for struct in structs if not refusal.fits(struct))
+    return () if any(refusal.fits(struct) for struct in structs) else structs

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from outbox.testing.behaviours import SUCCESS_CODES
 from outbox.testing.wire import ACTIONS, references_of, structs_of
@@ -66,7 +67,7 @@ class Received:
     code: int | None
     #: The whole answer was handed to the network while the client was still there.
     answered: bool
-    #: Monotonic seconds.
+    #: Monotonic seconds; from one clock for all processes of a machine, unless the receiver was given another.
     started: float
     finished: float
     #: Bytes of the body that were read, without the framing of chunks.
@@ -77,6 +78,9 @@ class Received:
     message: dict[str, Any] | None
     #: By transfer name.
     files: dict[str, ReceivedFile]
+    #: The structs the service has after this request: all if stored, the good ones if it kept those of a batch that it
+    #: refused, else none. The ledger file names them by their places in params.
+    kept: tuple[dict[str, Any], ...] = ()
 
     @property
     def structs(self) -> tuple[dict[str, Any], ...]:
@@ -114,10 +118,13 @@ class Ledger:
 
     def write(self, received: Received) -> None:
         """Append the request; it is in the operating system's hands when this returns."""
-        fields = asdict(received)
+        # Not asdict for the whole: it copies every value of every struct.
+        entry = {name: getattr(received, name) for name in _FIELDS}
+        entry["files"] = {name: asdict(file) for name, file in received.files.items()}
+        entry["kept"] = _places(received)
         if "apim-accesstoken" in received.headers:
-            fields["headers"]["apim-accesstoken"] = "(hidden)"
-        rest = memoryview(json.dumps(fields, allow_nan=False).encode("ascii") + b"\n")
+            entry["headers"] = {**received.headers, "apim-accesstoken": "(hidden)"}
+        rest = memoryview(json.dumps(entry, allow_nan=False).encode("ascii") + b"\n")
         while rest:
             rest = rest[os.write(self._file, rest) :]
 
@@ -138,6 +145,45 @@ def read_ledger(path: Path) -> list[Received]:
     return [_received(json.loads(line)) for line in lines]
 
 
-def _received(fields: Mapping[str, Any]) -> Received:
-    files = {name: ReceivedFile(**file) for name, file in fields["files"].items()}
-    return Received(**{**fields, "faults": tuple(fields["faults"]), "files": files})
+def peak_of(requests: Iterable[Received]) -> int:
+    """The most of these requests that were under way at once; they may come from several receivers' ledgers."""
+    turns = sorted(turn for each in requests for turn in ((each.started, 1), (each.finished, -1)))
+    return max(accumulate((change for _, change in turns), initial=0))
+
+
+def rate_of(moments: Iterable[float], window: float) -> int:
+    """The most of these moments that lie within any ``window`` seconds, of which the last instant is left out.
+
+    ValueError if the window is not longer than nothing.
+    """
+    if not window > 0:
+        raise ValueError(f"a window of {window} s holds nothing; give more than 0")
+    ordered = sorted(moments)
+    most = first = 0
+    for last, moment in enumerate(ordered, start=1):
+        while moment - ordered[first] >= window:
+            first += 1
+        most = max(most, last - first)
+    return most
+
+
+_FIELDS: Final = tuple(each.name for each in fields(Received))
+
+
+def _places(received: Received) -> list[int]:
+    structs = received.structs
+    if len(received.kept) == len(structs):
+        return list(range(len(structs)))
+    return [structs.index(struct) for struct in received.kept]
+
+
+def _received(entry: Mapping[str, Any]) -> Received:
+    structs = structs_of(entry["message"])
+    return Received(
+        **{
+            **entry,
+            "faults": tuple(entry["faults"]),
+            "files": {name: ReceivedFile(**file) for name, file in entry["files"].items()},
+            "kept": tuple(structs[place] for place in entry["kept"]),
+        }
+    )

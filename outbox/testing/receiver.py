@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from outbox.testing.behaviours import SPELLING, ApimExpired, Behaviour, Expired, parse_behaviour
+from outbox.testing.behaviours import SPELLING, ApimExpired, Behaviour, Expired, HangUp, SlowRead, parse_behaviour
 from outbox.testing.books import Books, Predicate, Refusal
-from outbox.testing.ledger import Accepted, Ledger, Received, ReceivedFile, read_ledger
+from outbox.testing.ledger import Accepted, Ledger, Received, ReceivedFile, rate_of, read_ledger
 from outbox.testing.server import Rules, Server
 from outbox.testing.tokens import TokenDesk
 
@@ -32,14 +32,22 @@ class Receiver:
 
     A request that keeps every rule is answered with code 0; one that breaks any is answered with code 99400 and every
     fault, and each fault is kept in ``violations``. A token that is missing, unknown or expired gets ``token_refusal``,
-    a message or file over its limit HTTP 413.
+    a message, file or request over its limit HTTP 413.
 
     ``org_id``: the only organisation to serve, None for any. ``token_lifetime`` and ``latency`` (added before each
     answer to an upload) are seconds. ``refresh_revokes``: a refresh ends the token it was given. ``max_message_bytes``
-    is the first size refused, ``max_file_bytes`` the last one taken. ``ledger``: a file that gains a line per upload
-    request, see :func:`read_ledger`. ``keep_files``: a folder that gets the bytes of every file, named by their sha256.
-    ``remember``: how many requests, structs and violations are kept in memory, None for all. ``monotonic``: the clock
-    of token lifetimes and records. ``on_received`` is called with each record, on the connection's thread.
+    is the first size refused, ``max_file_bytes`` the last one taken, and so is ``max_request_bytes``, which counts the
+    body of an upload without the framing of chunks. With ``early_413`` such a body is refused before it is read, or where
+    it passes the limit if it did not say its length; the rest is read and dropped, so that the client sees the answer.
+
+    ``max_skew``: how many seconds the timestamp of a request for a token may be away from the service's clock, None for
+    any. ``token_clock_skew``: how many seconds that clock is ahead of ``wall``, the clock it is set by; the header Date
+    of its answers shows it.
+
+    ``ledger``: a file that gains a line per upload request, see :func:`read_ledger`. ``keep_files``: a folder that gets
+    the bytes of every file, named by their sha256. ``remember``: how many requests, structs and violations are kept in
+    memory, None for all. ``monotonic``: the clock of token lifetimes and records. ``on_received`` is called with each
+    record, on the connection's thread.
     """
 
     def __init__(
@@ -56,11 +64,16 @@ class Receiver:
         token_refusal: Expired | ApimExpired = Expired(),  # noqa: B008 (frozen)
         max_message_bytes: int = 512 * 1024,
         max_file_bytes: int = 100_000_000,
+        max_request_bytes: int | None = None,
+        early_413: bool = False,
+        max_skew: float | None = None,
+        token_clock_skew: float = 0,
         latency: float = 0,
         ledger: Path | None = None,
         keep_files: Path | None = None,
         remember: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
         on_received: Callable[[Received], None] | None = None,
     ) -> None:
         self._address = (host, port)
@@ -70,6 +83,8 @@ class Receiver:
             token_refusal=token_refusal,
             max_message_bytes=max_message_bytes,
             max_file_bytes=max_file_bytes,
+            max_request_bytes=max_request_bytes,
+            early_413=early_413,
             latency=latency,
             keep_files=keep_files,
             monotonic=monotonic,
@@ -79,7 +94,9 @@ class Receiver:
             app_secret=app_secret,
             lifetime=token_lifetime,
             refresh_revokes=refresh_revokes,
+            max_skew=max_skew,
             monotonic=monotonic,
+            wall=lambda: wall() + token_clock_skew,
         )
         self._ledger_path = ledger
         self._ledger: Ledger | None = None
@@ -151,23 +168,50 @@ class Receiver:
         with self._books.changed:
             self._books.standing = behaviour
 
+    def always_for_tokens(self, behaviour: Behaviour | None) -> None:
+        """Apply this behaviour to every request to the token service that no queued one meets; None ends that."""
+        with self._books.changed:
+            self._books.token_standing = behaviour
+
     def sometimes(self, behaviour: Behaviour, probability: float, seed: int = 0) -> None:
         """Apply this behaviour to upload requests by chance; of several the one named first wins. Ended by never()."""
         with self._books.changed:
             self._books.chances.append((behaviour, probability, random.Random(seed)))
 
     def never(self) -> None:
-        """Take back every behaviour: queued, standing and by chance."""
+        """Take back every behaviour: queued, standing, by chance and by content."""
         with self._books.changed:
             self._books.queue.clear()
             self._books.token_queue.clear()
             self._books.standing = None
+            self._books.token_standing = None
             self._books.chances.clear()
+            self._books.breaks.clear()
 
-    def refuse(self, predicate: Predicate, code: int = 1204, msg: str = "Model validate failed") -> None:
-        """Answer every request with this code that has a struct for which the predicate holds."""
+    def break_on(self, predicate: Predicate, behaviour: Behaviour) -> None:
+        """Apply this behaviour to every upload request that has a struct for which the predicate holds.
+
+        It takes the place of any other that has not acted by then, as soon as the message part and the boundary after
+        it have been read; the predicate is asked before the message is checked. ``HangUp("in_body")`` leaves there and
+        then: all of a short body may have been read by that time, yet the client sees the reset and never an answer.
+        ``EarlyStatus`` answers there. ValueError for a behaviour that would have to begin before the message is known,
+        ``HangUp("before_body")`` and ``SlowRead``. Ended by never().
+        """
+        if isinstance(behaviour, SlowRead) or (isinstance(behaviour, HangUp) and behaviour.when == "before_body"):
+            raise ValueError(f"{behaviour} begins before the message is known; choose one that begins later")
         with self._books.changed:
-            self._books.refusals.append(Refusal(predicate, code, msg))
+            self._books.breaks.append((predicate, behaviour))
+
+    def refuse(
+        self, predicate: Predicate, code: int = 1204, msg: str = "Model validate failed", *, keep_good: bool = False
+    ) -> None:
+        """Answer every request with this code that has a struct for which the predicate holds.
+
+        ``keep_good``: the service nevertheless stores the other structs of the request, see :attr:`Received.kept`. Of
+        several refusals the first that fits gives the answer, and each one sees the structs that those before it left.
+        """
+        with self._books.changed:
+            self._books.refusals.append(Refusal(predicate, code, msg, keep_good))
 
     def stop_refusing(self) -> None:
         """Take back every refusal."""
@@ -185,6 +229,10 @@ class Receiver:
     def expire_tokens(self) -> None:
         """End every access token at once."""
         self._tokens.expire_all()
+
+    def rotate_secret(self, new: str) -> None:
+        """Give the application another appSecret: the old one is refused with 1003 from now on, its tokens live on."""
+        self._tokens.rotate_secret(new)
 
     @property
     def requests(self) -> list[Received]:
@@ -226,6 +274,12 @@ class Receiver:
         """The largest number of upload requests that were ever in flight at once."""
         with self._books.changed:
             return self._books.peak
+
+    def rate_over(self, window: float) -> int:
+        """The most upload requests that began within any ``window`` seconds, of which the last instant is left out."""
+        with self._books.changed:
+            starts = list(self._books.starts)
+        return rate_of(starts, window)
 
     def wait_for(self, predicate: Callable[[Receiver], bool], timeout: float = 10) -> None:
         """Block until the predicate holds; it is asked again whenever a request begins, is held, ends or wants a token.

@@ -39,7 +39,7 @@ from outbox.testing.behaviours import (
     Truncated,
     keeps,
 )
-from outbox.testing.books import Books
+from outbox.testing.books import Books, Structs
 from outbox.testing.ledger import Received, ReceivedFile
 from outbox.testing.tokens import TOKEN_PATHS, TokenDesk
 from outbox.testing.upload import BLOCK, BadFraming, BodyLost, FormReader, body_blocks, boundary_of
@@ -60,6 +60,8 @@ class Rules:
     token_refusal: Expired | ApimExpired
     max_message_bytes: int
     max_file_bytes: int
+    max_request_bytes: int | None
+    early_413: bool
     latency: float
     keep_files: Path | None
     monotonic: Callable[[], float]
@@ -78,9 +80,21 @@ class _Visit:
     complete: bool = False
     faults: tuple[str, ...] = ()
     stored: bool = False
+    kept: Structs = ()
+    #: Whether the message has come and was looked at for something to break on.
+    seen: bool = False
     wire_bytes: int = 0
     message: dict[str, Any] | None = None
     files: dict[str, ReceivedFile] = field(default_factory=dict)
+
+
+class _AnswerNow(Exception):
+    """The answer is due although there is more of the body to read."""
+
+    def __init__(self, reply: Reply, *, drain: bool) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+        self.drain = drain
 
 
 #: Runs the last step of an answer, which says whether the answer is whole now, and writes the record.
@@ -209,9 +223,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _upload(self) -> None:
         books, rules = self.server.books, self.server.rules
-        number, behaviour = books.open_visit()
+        number, started, behaviour = books.open_visit(rules.monotonic)
         headers = [(name.lower(), value) for name, value in self.headers.items()]
-        visit = _Visit(number, behaviour, rules.monotonic(), headers)
+        visit = _Visit(number, behaviour, started, headers)
         # What the target says is known even when the body never comes.
         visit.query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
         visit.action = visit.query.get("action")
@@ -221,27 +235,36 @@ class Handler(BaseHTTPRequestHandler):
 
         if self._misbehaves_early(behaviour, settle):
             return
+        drain = False
         try:
             honest = self._take(visit)
+        except _AnswerNow as now:
+            honest, drain = now.reply, now.drain
+            self.close_connection = True
         except BadFraming as error:
             visit.faults = (str(error),)
             self.close_connection = True
             self._deliver(enos_reply(400, str(error), status=400), settle)
             return
         except (BodyLost, ConnectionError):
-            settle(None, lambda: self._hang_up(behaviour))
+            settle(None, lambda: self._hang_up(visit.behaviour))
             return
         except BaseException:
             settle(None, self._abort)
             raise
-        visit.stored = honest.succeeds and keeps(behaviour)
+        visit.stored = honest.succeeds and keeps(visit.behaviour)
+        visit.kept = visit.kept if keeps(visit.behaviour) else ()
         if rules.latency:
             self._pause(rules.latency)
-        self._answer(behaviour, honest, settle)
+        self._answer(visit.behaviour, honest, settle)
+        if drain:
+            self._leave_politely()
 
     def _take(self, visit: _Visit) -> Reply:
         """Read the body, check everything, and say what an honest service would."""
         rules = self.server.rules
+        if rules.early_413:
+            self._refuse_size(self._length() or 0)
         boundary = boundary_of(self.headers.get("Content-Type"))
         form = FormReader(boundary or "-", message_limit=rules.max_message_bytes, keep_files=rules.keep_files)
         if boundary is None:
@@ -249,7 +272,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for block in self._body(visit.behaviour):
                 visit.wire_bytes += len(block)
+                if rules.early_413:
+                    self._refuse_size(visit.wire_bytes)
                 form.feed(block)
+                self._maybe_break(visit, form.parts)
                 self._maybe_leave_mid_body(visit.behaviour, visit.wire_bytes)
             form.finish()
         finally:
@@ -265,6 +291,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _judge(self, visit: _Visit, parts: list[Part]) -> Reply:
         rules = self.server.rules
+        if rules.max_request_bytes is not None and visit.wire_bytes > rules.max_request_bytes:
+            return _too_large(visit.wire_bytes)
         if rules.check_token and not self.server.tokens.is_alive(self.headers.get("apim-accesstoken")):
             return canned_reply(rules.token_refusal)
         for part in parts:
@@ -274,9 +302,29 @@ class Handler(BaseHTTPRequestHandler):
                 return enos_reply(413, f"the file {part.filename!r} has {part.size} bytes, too many", status=413)
         if visit.faults:
             return enos_reply(99400, "; ".join(visit.faults))
-        if refusal := self.server.books.refusal_of(structs_of(visit.message)):
-            return enos_reply(refusal.code, refusal.msg)
-        return enos_reply(0, "OK")
+        refusal, visit.kept = self.server.books.judge(structs_of(visit.message))
+        return enos_reply(0, "OK") if refusal is None else enos_reply(refusal.code, refusal.msg)
+
+    def _refuse_size(self, size: int) -> None:
+        limit = self.server.rules.max_request_bytes
+        if limit is not None and size > limit:
+            raise _AnswerNow(_too_large(size), drain=True)
+
+    def _maybe_break(self, visit: _Visit, parts: list[Part]) -> None:
+        """Change the behaviour as soon as the message is there, if one of its structs asks for that."""
+        if visit.seen or not self.server.books.breaks:
+            return
+        message = next((part for part in parts if part.name == MESSAGE_PART), None)
+        if message is None:
+            return
+        visit.seen = True
+        with suppress(ValueError):
+            visit.message = message.value if isinstance(message.value, dict) else None
+        behaviour = self.server.books.break_of(structs_of(visit.message))
+        if behaviour is not None:
+            visit.behaviour = behaviour
+        if isinstance(behaviour, EarlyStatus):
+            raise _AnswerNow(canned_reply(behaviour), drain=behaviour.drain)
 
     def _record(self, visit: _Visit, reply: Reply | None, *, answered: bool) -> Received:
         return Received(
@@ -296,6 +344,7 @@ class Handler(BaseHTTPRequestHandler):
             behaviour=None if visit.behaviour is None else str(visit.behaviour),
             message=visit.message,
             files=visit.files,
+            kept=visit.kept,
         )
 
     # One request for a token.
@@ -340,7 +389,8 @@ class Handler(BaseHTTPRequestHandler):
             case HangUp(when="in_body", after_bytes=wanted):
                 yield from body_blocks(stream, self._length(), block=max(1, min(BLOCK, wanted)))
             case _:
-                yield from body_blocks(stream, self._length())
+                # In small blocks, if the end of the message may be the place to break off.
+                yield from body_blocks(stream, self._length(), block=_SHORT if self.server.books.breaks else BLOCK)
 
     def _length(self) -> int | None:
         """The body's length, None if it comes in chunks; a body without either is empty."""
@@ -390,18 +440,18 @@ class Handler(BaseHTTPRequestHandler):
                         pass
                 settle(None, self._abort)
             case Drip(seconds_per_byte=seconds):
-                wire = honest.wire()
+                wire = self._wire(honest)
                 for place in range(len(wire) - 1):
                     if not (self._pause(seconds) and self._send(wire[place : place + 1])):
                         settle(honest, self._abort)
                         return
                 settle(honest, lambda: self._send(wire[-1:]))
             case Truncated():
-                wire = honest.wire()[: -(len(honest.body) // 2)]
+                wire = self._wire(honest)[: -(len(honest.body) // 2)]
                 settle(honest, lambda: self._send(wire) and self._leave_politely())
             case HangUp(when="in_answer", after_bytes=wanted):
                 # Never the whole answer, whatever was asked for.
-                wire = honest.wire()[:-1][:wanted]
+                wire = self._wire(honest)[:-1][:wanted]
                 settle(honest, lambda: self._send(wire) and self._hang_up(behaviour))
             case HangUp(when="after_answer"):
                 self._deliver(honest, settle)
@@ -414,7 +464,7 @@ class Handler(BaseHTTPRequestHandler):
                 assert_never(behaviour)
 
     def _deliver(self, reply: Reply, settle: Settle) -> None:
-        wire = reply.wire(close=self.close_connection)
+        wire = self._wire(reply)
         if self._is_gone():
             settle(reply, self._abort)
         elif len(wire) <= _SHORT:
@@ -422,6 +472,10 @@ class Handler(BaseHTTPRequestHandler):
         else:
             sent = self._send(wire)
             settle(reply, lambda: sent)
+
+    def _wire(self, reply: Reply) -> bytes:
+        for_a_token = urlsplit(self.path).path in TOKEN_PATHS
+        return reply.wire(close=self.close_connection, date=self.server.tokens.date() if for_a_token else None)
 
     def _send(self, data: bytes) -> bool:
         try:
@@ -473,6 +527,10 @@ class Handler(BaseHTTPRequestHandler):
                 # The next request is already here, so a hang-up cannot be seen; the time still has to pass.
                 return not self.server.stopping.wait(max(0, ends - time.monotonic()))
         return not self.server.stopping.is_set()
+
+
+def _too_large(size: int) -> Reply:
+    return enos_reply(413, f"the request has {size} bytes, too many", status=413)
 
 
 def _files_of(findings: Findings, parts: list[Part]) -> dict[str, ReceivedFile]:

@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from typing import Any, Final
 
 from outbox.testing.wire import strict_json
@@ -25,13 +26,23 @@ class TokenDesk:
     """Answers ``get`` and ``refresh``; safe to ask from many threads. Lifetimes are in seconds."""
 
     def __init__(
-        self, *, app_key: str, app_secret: str, lifetime: float, refresh_revokes: bool, monotonic: Callable[[], float]
+        self,
+        *,
+        app_key: str,
+        app_secret: str,
+        lifetime: float,
+        refresh_revokes: bool,
+        max_skew: float | None,
+        monotonic: Callable[[], float],
+        wall: Callable[[], float],
     ) -> None:
         self._app_key = app_key
         self._app_secret = app_secret
         self._lifetime = lifetime
         self._refresh_revokes = refresh_revokes
+        self._max_skew = max_skew
         self._monotonic = monotonic
+        self._wall = wall
         self._lock = threading.Lock()
         self._ends: dict[str, float] = {}
         self._current: str | None = None
@@ -60,6 +71,15 @@ class TokenDesk:
             self._ends.clear()
             self._current = None
 
+    def rotate_secret(self, new: str) -> None:
+        """Know only this secret from now on; tokens live on."""
+        with self._lock:
+            self._app_secret = new
+
+    def date(self) -> str:
+        """What time it is here, as the HTTP header Date says it."""
+        return formatdate(self._wall(), usegmt=True)
+
     def answer(self, operation: str, body: bytes) -> dict[str, Any]:
         """The token service's answer to one request body: ``status`` 0 and a token, or the status that refuses it."""
         with self._lock:
@@ -84,6 +104,8 @@ class TokenDesk:
         expected = hashlib.sha256(f"{self._app_key}{timestamp}{self._app_secret}".encode()).hexdigest()
         if not hmac.compare_digest(str(fields["encryption"]).encode(), expected.encode()):
             return _refusal(1003, "encryption is not valid")
+        if self._max_skew is not None and abs(int(timestamp) / 1000 - self._wall()) > self._max_skew:
+            return _refusal(1003, f"encryption is not valid: timestamp {timestamp} is too far from {self.date()}")
         if expected in self._spent:
             return _refusal(1001, "repeated request with duplicated encryption")
         self._spent.add(expected)

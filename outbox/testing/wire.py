@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, urlsplit
 
 MESSAGE_PART: Final = "enos-message"
 FILE_PART: Final = "enos-file"
 REFERENCE: Final = "local://"
+_DEVICE: Final = frozenset({"assetId", "productKey", "deviceKey"})
+_DEVICE_FORMS: Final = (frozenset({"assetId"}), frozenset({"productKey", "deviceKey"}))
 
 
 class Action(NamedTuple):
@@ -21,12 +24,18 @@ class Action(NamedTuple):
     method: str
     member: str
     timed: bool
+    #: Every member a struct may have.
+    known: frozenset[str]
+
+
+def _action(method: str, member: str, *, timed: bool) -> Action:
+    return Action(method, member, timed, _DEVICE | {"time", member})
 
 
 ACTIONS: Final[Mapping[str, Action]] = {
-    "postEvent": Action("integration.event.post", "events", timed=True),
-    "postMeasurepoint": Action("integration.measurepoint.post", "measurepoints", timed=True),
-    "postAttribute": Action("integration.attribute.post", "attributes", timed=False),
+    "postEvent": _action("integration.event.post", "events", timed=True),
+    "postMeasurepoint": _action("integration.measurepoint.post", "measurepoints", timed=True),
+    "postAttribute": _action("integration.attribute.post", "attributes", timed=False),
 }
 
 #: Milliseconds since 1970: from 1973 to 5138. Seconds and microseconds of our time both fall outside.
@@ -48,6 +57,13 @@ class Part:
     sha256: str
     md5: str
     content: bytes | None = None
+
+    @cached_property
+    def value(self) -> Any:
+        """What the content says as strict JSON; ValueError if it does not, or was not kept."""
+        if self.content is None:
+            raise ValueError("the content was not kept")
+        return strict_json(self.content)
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,7 @@ def check(target: str, headers: Sequence[tuple[str, str]], parts: Sequence[Part]
     message: dict[str, Any] | None = None
     if parts and parts[0].content is not None:
         try:
-            value = strict_json(parts[0].content)
+            value = parts[0].value
         except ValueError as error:
             faults.append(f"{MESSAGE_PART}: {error}")
         else:
@@ -112,6 +128,9 @@ def strict_json(content: bytes) -> Any:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
+    if "\\u" not in text:
+        # Only an escape brings half a pair into a text that was UTF-8; looking for one takes as long as the parsing.
+        return value
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -129,19 +148,18 @@ def references_of(struct: Mapping[str, Any], member: str) -> Iterator[Reference]
     """Every file reference below ``struct[member]``, wherever it stands."""
     features = struct.get(member)
     if isinstance(features, dict):
-        for feature, value in features.items():
-            yield from _references((feature,), value, in_list=False)
+        yield from _references((), features.items(), in_list=False)
 
 
-def _references(path: tuple[str, ...], value: Any, *, in_list: bool) -> Iterator[Reference]:
-    if isinstance(value, str) and value.startswith(REFERENCE):
-        yield Reference(path, value.removeprefix(REFERENCE), in_list)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _references((*path, key), item, in_list=in_list)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _references((*path, str(index)), item, in_list=True)
+def _references(path: tuple[str, ...], items: Iterable[tuple[Any, Any]], *, in_list: bool) -> Iterator[Reference]:
+    for key, value in items:
+        if isinstance(value, str):
+            if value.startswith(REFERENCE):
+                yield Reference((*path, str(key)), value.removeprefix(REFERENCE), in_list)
+        elif isinstance(value, dict):
+            yield from _references((*path, str(key)), value.items(), in_list=in_list)
+        elif isinstance(value, list):
+            yield from _references((*path, str(key)), enumerate(value), in_list=True)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -288,14 +306,14 @@ def _check_struct(struct: Any, action: Action, where: str) -> list[str]:
         faults.append(f"{where}: {action.member} is missing or empty")
     elif action.member == "events":
         faults += [f"{where}: event {name!r} is not an object" for name, v in features.items() if not isinstance(v, dict)]
-    if unknown := sorted(struct.keys() - {"assetId", "productKey", "deviceKey", "time", action.member}):
-        faults.append(f"{where}: unknown members {', '.join(unknown)}")
+    if not struct.keys() <= action.known:
+        faults.append(f"{where}: unknown members {', '.join(sorted(struct.keys() - action.known))}")
     return faults
 
 
 def _check_device(owner: Mapping[str, Any], where: str) -> list[str]:
-    given = owner.keys() & {"assetId", "productKey", "deviceKey"}
-    if given not in ({"assetId"}, {"productKey", "deviceKey"}):
+    given = _DEVICE & owner.keys()
+    if given not in _DEVICE_FORMS:
         return [f"{where}: the device is named by {sorted(given)}, not by assetId or by productKey and deviceKey"]
     return [f"{where}: {name} is not a text" for name in sorted(given) if not isinstance(owner[name], str) or not owner[name]]
 

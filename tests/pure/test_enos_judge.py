@@ -243,6 +243,13 @@ def test_a_wish_to_wait_is_heard_in_seconds_or_as_a_date(value: str, expected: f
     assert expected == verdict.wait
 
 
+def test_a_redirects_wish_to_wait_is_heard_too() -> None:
+    verdict = judged(b"", 307, headers={"retry-after": "7", "location": "https://elsewhere.example/"})
+
+    assert isinstance(verdict, Retry)
+    assert 7.0 == verdict.wait
+
+
 @pytest.mark.parametrize("status", [200, 429, 503])
 def test_without_a_wish_it_waits_as_it_likes(status: int) -> None:
     verdict = judged(b"", status)

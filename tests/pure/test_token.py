@@ -7,7 +7,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,10 +15,11 @@ import pytest
 
 from outbox.destinations import Token
 from outbox.destinations.token import CredentialsRefused
-from outbox.errors import ConfigurationError, NotSent, TransportError
+from outbox.errors import ConfigurationError, NotSent, OutboxError, TransportError
 from outbox.testing import Body, HangUp, Receiver, Status
-from outbox.transport import RequestsTransport
+from outbox.transport import Answer, RequestsTransport
 from tests.pure.making import NOW
+from tests.pure.recorder import Recorder
 
 SECRET = "app-secret-which-nobody-sees"
 
@@ -26,18 +27,22 @@ SECRET = "app-secret-which-nobody-sees"
 class Service:
     """A token service whose clock is ours, and a token of it."""
 
-    def __init__(self, lifetime: float = 7200) -> None:
+    def __init__(self, lifetime: float = 7200, **options: Any) -> None:
         self.monotonic = 1000.0
         self.now = NOW
-        self.receiver = Receiver(app_secret=SECRET, token_lifetime=lifetime, monotonic=lambda: self.monotonic)
+        clocks: dict[str, Any] = {"monotonic": lambda: self.monotonic, "wall": self.wall}
+        self.receiver = Receiver(app_secret=SECRET, token_lifetime=lifetime, **clocks, **options)
         self.transport = RequestsTransport()
+
+    def wall(self) -> float:
+        return self.now.timestamp()
 
     def token(self, **changes: Any) -> Token:
         usual = {"url": self.receiver.token_url, "app_key": "app-key", "app_secret": SECRET, "allow_plain_http": True}
         return Token(**(usual | changes))
 
-    def ask(self, token: Token) -> str:
-        (value,) = token.headers(self.transport, self.now, self.monotonic).values()
+    def ask(self, token: Token, transport: RequestsTransport | None = None) -> str:
+        (value,) = token.headers(transport or self.transport, self.now, self.monotonic).values()
         return value
 
     def pass_by(self, seconds: float) -> None:
@@ -188,20 +193,32 @@ def test_each_call_is_signed_with_a_time_of_its_own(service: Service) -> None:
     assert (1, 4) == service.asked
 
 
-def test_a_signature_that_another_process_used_is_made_anew(service: Service) -> None:
-    values = {service.ask(service.token()) for _ in range(3)}
+def test_processes_that_sign_at_the_same_millisecond_do_not_meet_again_and_again(service: Service) -> None:
+    """Each that comes a fixed step later meets all those before it once more."""
+    values = {service.ask(service.token()) for _ in range(8)}
 
     assert 1 == len(values)
-    assert (6, 0) == service.asked
+    assert service.asked[0] < 8 + 7 + 7
 
 
-def test_a_service_that_always_sees_a_replay_is_no_reason_to_go_on_for_ever(service: Service) -> None:
+def test_a_repeated_signature_is_made_with_a_later_time(service: Service) -> None:
+    token = service.token()
+    service.receiver.misbehave_for_tokens(*[says(1001)] * 4)
+
+    assert service.receiver.issue_token() == service.ask(token)
+    assert (5, 0) == service.asked
+    token.renew()
+    service.ask(token)
+    assert (5, 1) == service.asked
+
+
+def test_a_service_that_always_sees_a_replay_is_tried_later_and_no_refusal(service: Service) -> None:
     service.receiver.misbehave_for_tokens(*[says(1001)] * 10)
 
     with pytest.raises(TransportError, match="1001"):
         service.ask(service.token())
 
-    assert (3, 0) == service.asked
+    assert (5, 0) == service.asked
 
 
 def test_a_clock_that_steps_back_does_not_repeat_a_signature(service: Service) -> None:
@@ -229,7 +246,7 @@ def test_a_service_that_does_not_know_us_is_told_to_a_person(service: Service, c
         service.ask(service.token(**changes))
 
 
-@pytest.mark.parametrize("status", [1002, 1003, 1004, 1202, 7, 1203, 1204])
+@pytest.mark.parametrize("status", [1002, 1003, 1004, 1202])
 def test_a_code_that_refuses_is_no_outage(service: Service, status: int) -> None:
     service.receiver.misbehave_for_tokens(says(status))
 
@@ -237,8 +254,20 @@ def test_a_code_that_refuses_is_no_outage(service: Service, status: int) -> None
         service.ask(service.token())
 
 
+def test_what_is_said_of_refreshing_means_nothing_in_an_answer_to_get(service: Service) -> None:
+    service.receiver.misbehave_for_tokens(says(1204))
+
+    with pytest.raises(TransportError, match="nobody documents"):
+        service.ask(service.token())
+
+
 OUTAGES = {
     "its own trouble": says(1005),
+    "a status that nobody documents": says(7),
+    "what only a refresh may hear": says(1204),
+    "a token with an HTTP status that is no success": Body(
+        b'{"status":0,"data":{"accessToken":"x","expire":7200}}', status=500
+    ),
     "empty": Body(b""),
     "html": Body(b"<html>502</html>", status=502),
     "a list": Body(b"[0]"),
@@ -294,6 +323,26 @@ def test_while_its_token_lives_an_outage_of_the_service_stops_nothing(service: S
 
     assert [first, first] == during
     assert first != afterwards
+
+
+def test_while_its_token_lives_a_refusal_stops_nothing_but_is_logged(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A secret may be rotated while a worker runs: there is time until the token ends."""
+    token = service.token()
+    first = service.ask(token)
+    service.receiver.rotate_secret("another one")
+    service.pass_by(6700)
+
+    during = [service.ask(token), service.ask(token)]
+    asked = service.asked
+    service.pass_by(500)
+
+    assert [first, first] == during
+    assert (1, 1) == asked
+    assert ["the app secret is wrong" in record.getMessage() for record in caplog.records] == [True]
+    with pytest.raises(CredentialsRefused):
+        service.ask(token)
 
 
 def test_a_token_that_was_refused_is_not_shown_again_because_the_service_is_away(service: Service) -> None:
@@ -383,6 +432,175 @@ def test_a_thread_that_hears_late_of_a_refusal_does_not_end_the_new_token(servic
     assert (1, 1) == service.asked
 
 
+class Gate(RequestsTransport):
+    """Stands before the service: what reaches it waits until it is let through."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.reached = threading.Semaphore(0)
+        self.opened = threading.Event()
+        self.error = error
+
+    def post_json(self, url: str, body: bytes, deadline: float, connect: float) -> Answer:
+        self.reached.release()
+        assert self.opened.wait(10)
+        if self.error is not None:
+            raise self.error
+        return super().post_json(url, body, deadline, connect)
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Counts the threads that begin to wait for what another one asks."""
+    bell = threading.Semaphore(0)
+
+    class Belled(Future[str]):
+        def result(self, timeout: float | None = None) -> str:
+            bell.release()
+            return super().result(timeout)
+
+    monkeypatch.setattr("outbox.destinations.token.Future", Belled)
+    return bell
+
+
+def test_nobody_waits_for_an_early_renewal(service: Service) -> None:
+    token, gate = service.token(), Gate()
+    first = service.ask(token)
+    service.pass_by(6700)
+
+    with ThreadPoolExecutor(2) as pool:
+        renewing = pool.submit(service.ask, token, gate)
+        assert gate.reached.acquire(timeout=10)
+        during = [pool.submit(service.ask, token).result(timeout=5) for _ in range(3)]
+        gate.opened.set()
+        new = renewing.result()
+
+    assert [first] * 3 == during
+    assert first != new == service.ask(token)
+    assert (1, 1) == service.asked
+
+
+def test_one_whose_token_was_refused_waits_for_a_renewal_that_is_under_way(
+    service: Service, waiting: threading.Semaphore
+) -> None:
+    token, gate = service.token(), Gate()
+    first = service.ask(token)
+    service.pass_by(6700)
+
+    with ThreadPoolExecutor(2) as pool:
+        renewing = pool.submit(service.ask, token, gate)
+        assert gate.reached.acquire(timeout=10)
+        token.renew()
+        refused = pool.submit(service.ask, token)
+        assert waiting.acquire(timeout=10)
+        gate.opened.set()
+        values = {renewing.result(), refused.result()}
+
+    assert 1 == len(values)
+    assert first not in values
+    assert (1, 1) == service.asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [(Status(503), TransportError), (says(1002), CredentialsRefused)], ids=["outage", "refusal"]
+)
+def test_those_who_wait_for_the_one_who_asks_share_its_failure(
+    service: Service, waiting: threading.Semaphore, answer: Any, expected: type[Exception]
+) -> None:
+    """Each asking in turn, and waiting for its own deadline, would hold up the last of them for minutes."""
+    token, gate = service.token(), Gate()
+    service.receiver.misbehave_for_tokens(answer)
+
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(service.ask, token, gate) for _ in range(6)]
+        for _ in range(5):
+            assert waiting.acquire(timeout=10)
+        gate.opened.set()
+        failures = [future.exception() for future in futures]
+
+    assert {expected} == {type(failure) for failure in failures}
+    assert 1 == len({str(failure) for failure in failures})
+    assert (1, 0) == service.asked
+    assert service.receiver.issue_token() == service.ask(token)
+
+
+@pytest.mark.parametrize(
+    ("error", "heard"), [(RuntimeError("a bug"), RuntimeError), (KeyboardInterrupt(), TransportError)], ids=["bug", "interrupt"]
+)
+def test_whatever_ends_the_asking_leaves_nobody_waiting(
+    service: Service, waiting: threading.Semaphore, error: BaseException, heard: type[BaseException]
+) -> None:
+    token, gate = service.token(), Gate(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(service.ask, token, gate)
+        assert gate.reached.acquire(timeout=10)
+        second = pool.submit(service.ask, token)
+        assert waiting.acquire(timeout=10)
+        gate.opened.set()
+
+        assert error is first.exception()
+        assert heard is type(second.exception())
+    assert service.receiver.issue_token() == service.ask(token)
+
+
+# The clock.
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (1500, "it is 25 min behind the token service's"),
+        (-1500, "it is 25 min ahead of the token service's"),
+        (100, "it is 100 s behind the token service's"),
+        (10_800, "it is 3 h behind the token service's"),
+        (-40 * 86_400, "it is 40 days ahead of the token service's"),
+    ],
+)
+def test_a_refusal_that_a_wrong_clock_explains_says_how_wrong_it_is(
+    make_service: Callable[..., Service], seconds: float, words: str
+) -> None:
+    service = make_service(max_skew=60, token_clock_skew=seconds)
+
+    with pytest.raises(CredentialsRefused, match=f"the app secret is wrong, or this machine's clock is: {words}"):
+        service.ask(service.token())
+
+
+@pytest.mark.parametrize("seconds", [0, 60, -60])
+def test_a_clock_that_is_right_is_not_blamed(make_service: Callable[..., Service], seconds: float) -> None:
+    service = make_service(token_clock_skew=seconds)
+
+    with pytest.raises(CredentialsRefused, match="the app secret is wrong") as caught:
+        service.ask(service.token(app_secret="another one"))
+
+    assert "the token service's" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("changes", "answer"), [({"app_key": "nobody"}, None), ({}, says(1005)), ({}, Body(b"<html>"))])
+def test_any_refusal_tells_of_a_wrong_clock(
+    make_service: Callable[..., Service], changes: dict[str, str], answer: Body | None
+) -> None:
+    service = make_service(token_clock_skew=-7200)
+    service.receiver.misbehave_for_tokens(*([answer] if answer else []))
+
+    with pytest.raises(OutboxError, match="; this machine's clock is 2 h ahead of the token service's"):
+        service.ask(service.token(**changes))
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Wed, 21 Oct 2015 07:28:00", "Wed, 21 Oct 99999 07:28:00 GMT"])
+def test_a_date_that_is_none_says_nothing_of_a_clock(date: str) -> None:
+    body = b'{"status":1003,"msg":"no"}'
+    head = f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    with Recorder([head.encode() + body]) as service:
+        token = Token(service.url, "app-key", SECRET, allow_plain_http=True)
+
+        with pytest.raises(CredentialsRefused) as caught:
+            token.headers(RequestsTransport(), NOW, 0.0)
+
+    said = "the token service refused us: the app secret is wrong, or this machine's clock is (1003: no)"
+    assert said == str(caught.value)
+
+
 # Silence.
 
 
@@ -400,8 +618,37 @@ def test_neither_token_nor_secret_nor_signature_is_ever_logged(service: Service,
 
     said = caplog.text + "".join(traceback.format_exception(caught.value)) + repr(token) + repr(vars(token))
     assert SECRET not in said
+    assert not any(value in said for value in values)
     assert "encryption" not in caplog.text
     assert not any(value in caplog.text + repr(token) for value in values)
+
+
+class Echo(RequestsTransport):
+    """A service that gives a token once and then repeats what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies: list[dict[str, str]] = []
+
+    def post_json(self, url: str, body: bytes, deadline: float, connect: float) -> Answer:
+        self.bodies.append(json.loads(body))
+        if len(self.bodies) == 1:
+            return Answer(200, {}, b'{"status":0,"data":{"accessToken":"the-token","expire":7200}}')
+        return Answer(200, {}, json.dumps({"status": 1004, "msg": f"bad: {body.decode()} {SECRET}"}).encode())
+
+
+def test_a_service_that_repeats_what_it_was_asked_makes_nobody_else_repeat_it() -> None:
+    echo = Echo()
+    token = Token("https://gateway.example", "app-key", SECRET)
+    token.headers(echo, NOW, 0.0)
+    token.renew()
+
+    with pytest.raises(CredentialsRefused, match="bad: ") as caught:
+        token.headers(echo, NOW, 1.0)
+
+    said = "".join(traceback.format_exception(caught.value))
+    assert "the-token" == echo.bodies[-1]["accessToken"]
+    assert not any(each in said for each in (SECRET, "the-token", echo.bodies[-1]["encryption"]))
 
 
 def test_a_broken_secret_is_named_by_its_place(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,6 +671,24 @@ def test_a_rotated_secret_is_seen_without_a_restart(service: Service, monkeypatc
     monkeypatch.setenv("OUTBOX_TEST_SECRET", SECRET)
 
     assert service.receiver.issue_token() == service.ask(token)
+
+
+def test_a_secret_that_the_service_has_changed_is_seen_at_the_next_asking(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from outbox import env
+
+    monkeypatch.setenv("OUTBOX_TEST_SECRET", SECRET)
+    token = service.token(app_secret=env("OUTBOX_TEST_SECRET"))
+    service.ask(token)
+    service.receiver.rotate_secret("the new one")
+    token.renew()
+    with pytest.raises(CredentialsRefused):
+        service.ask(token)
+
+    monkeypatch.setenv("OUTBOX_TEST_SECRET", "the new one")
+
+    assert service.ask(token) == service.receiver.issue_token()
 
 
 def test_now_is_an_instant_and_not_a_place(service: Service) -> None:

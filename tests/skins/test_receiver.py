@@ -13,8 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +30,7 @@ from outbox.testing import (
     Answer,
     ApimExpired,
     Behaviour,
+    BlackHole,
     Body,
     Drip,
     EarlyStatus,
@@ -41,7 +45,10 @@ from outbox.testing import (
     Status,
     Truncated,
     parse_behaviour,
+    peak_of,
+    rate_of,
     read_ledger,
+    refused_url,
 )
 
 CAPTURES = Path(__file__).parent.parent / "captures"
@@ -84,6 +91,19 @@ def message_with_a_file(content: bytes = CONTENT) -> dict[str, Any]:
             }
         },
     }
+
+
+def message_about(*assets: str) -> dict[str, Any]:
+    struct = message_without_files()["params"][0]
+    return {**message_without_files(), "params": [{**struct, "assetId": asset} for asset in assets]}
+
+
+def assets(structs: Iterable[dict[str, Any]]) -> list[str]:
+    return [struct["assetId"] for struct in structs]
+
+
+def is_poison(struct: dict[str, Any]) -> bool:
+    return str(struct["assetId"]).startswith("poison")
 
 
 def message_without_files() -> dict[str, Any]:
@@ -141,6 +161,10 @@ def token_request(**changes: Any) -> dict[str, Any]:
     key, secret = changes.get("appKey", "app-key"), changes.pop("secret", "app-secret")
     encryption = hashlib.sha256(f"{key}{stamp}{secret}".encode()).hexdigest()
     return {"appKey": key, "timestamp": stamp, "encryption": encryption, **changes}
+
+
+def token_url(receiver: Receiver) -> str:
+    return f"{receiver.token_url}/apim-token-service/v2.0/token/get"
 
 
 def ask_for_token(session: requests.Session, receiver: Receiver, operation: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -305,6 +329,17 @@ def test_memory_stays_flat_however_large_the_file(receiver: Receiver) -> None:
         assert receiver.accepted[0].files["a.bin"].size == size
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * (1 if sys.platform == "darwin" else 1024) < 30_000_000
+
+
+def test_ten_thousand_structs_go_through_in_a_few_seconds(receiver: Receiver, session: requests.Session) -> None:
+    parts = form(message_about(*(f"pump-{number}" for number in range(100))))
+    before = time.monotonic()
+
+    for _ in range(100):
+        upload(session, receiver, parts)
+
+    assert len(receiver.accepted) == 10_000
+    assert time.monotonic() - before < 5
 
 
 # What is wrong with a request. Each case breaks one rule of a good request.
@@ -534,6 +569,64 @@ def test_a_file_above_its_limit_is_too_large(session: requests.Session) -> None:
         assert (at_the_limit.status_code, above.status_code) == (200, 413)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_request_above_its_limit_is_too_large(session: requests.Session, early: bool) -> None:
+    with Receiver() as receiver:
+        upload(session, receiver)
+        size = receiver.requests[0].wire_bytes
+    with Receiver(max_request_bytes=size, early_413=early) as receiver:
+        at_the_limit = upload(session, receiver)
+        above = upload(session, receiver, form(GOOD_TEXT.replace("pump-1", "pump-10")))
+
+        assert (at_the_limit.status_code, above.status_code, above.json()["code"]) == (200, 413, 413)
+        assert [(each.stored, len(each.kept)) for each in receiver.requests] == [(True, 1), (False, 0)]
+        assert [each.wire_bytes for each in receiver.requests] == [size, 0 if early else size + 1]
+        assert receiver.violations == []
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_client_that_is_still_sending_sees_that_its_request_is_too_large(session: requests.Session, early: bool) -> None:
+    with Receiver(max_request_bytes=1_000_000, early_413=early) as receiver:
+        answer = upload(session, receiver, form(message_with_a_file(bytes(20_000_000)), bytes(20_000_000)))
+
+        assert answer.json()["code"] == 413
+        assert receiver.accepted == []
+        assert receiver.requests[0].complete is not early
+
+
+def test_the_rest_of_a_request_too_large_is_read_so_that_the_answer_is_seen() -> None:
+    rest = 10_000_000
+    head = f"POST {ADDRESS}?action=postEvent&orgId=o HTTP/1.1\r\nHost: x\r\nContent-Length: {rest + 1000}\r\n\r\n"
+
+    with Receiver(max_request_bytes=100, early_413=True) as receiver, connect(receiver) as connection:
+        connection.sendall(head.encode() + bytes(1000))
+        receiver.wait_for(lambda r: len(r.requests) == 1)
+        connection.sendall(bytes(rest))
+
+        assert connection.recv(12) == b"HTTP/1.1 413"
+
+
+def test_a_request_too_large_is_refused_before_its_body_is_sent() -> None:
+    head = f"POST {ADDRESS}?action=postEvent&orgId=o HTTP/1.1\r\nHost: x\r\nContent-Length: 101\r\n"
+
+    with Receiver(max_request_bytes=100, early_413=True) as receiver:
+        status, answer = say(receiver, head.encode() + b"Expect: 100-continue\r\n\r\n")
+
+        assert (status, answer["code"]) == (413, 413)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_request_in_chunks_is_measured_as_it_comes(session: requests.Session, early: bool) -> None:
+    with Receiver(max_request_bytes=100_000, early_413=early) as receiver:
+        url = f"{receiver.url}{ADDRESS}?action=postEvent&orgId=o"
+        headers = {"Content-Type": "multipart/form-data; boundary=B"}
+
+        answer = session.post(url, data=(bytes(50_000) for _ in range(100)), headers=headers, timeout=10)
+
+        assert answer.status_code == 413
+        assert (receiver.requests[0].wire_bytes < 1_000_000) is early
+
+
 # Tokens.
 
 
@@ -618,6 +711,66 @@ def test_the_token_service_misbehaves_when_told(receiver: Receiver, session: req
     assert ask_for_token(session, receiver, "get", token_request(timestamp=3))["status"] == 0
 
 
+def test_the_token_service_misbehaves_until_it_is_told_to_stop(receiver: Receiver, session: requests.Session) -> None:
+    receiver.always_for_tokens(Status(503))
+    receiver.misbehave_for_tokens(Status(429))
+
+    seen = [session.post(token_url(receiver), json=token_request(), timeout=10).status_code for _ in range(3)]
+    uploaded = upload(session, receiver)
+    receiver.always_for_tokens(None)
+
+    assert seen == [429, 503, 503]
+    assert uploaded.status_code == 200
+    assert ask_for_token(session, receiver, "get", token_request(timestamp=2))["status"] == 0
+
+
+def test_never_calms_the_token_service_too(receiver: Receiver, session: requests.Session) -> None:
+    receiver.always_for_tokens(Status(503))
+    receiver.never()
+
+    assert ask_for_token(session, receiver, "get", token_request())["status"] == 0
+
+
+def test_a_rotated_secret_replaces_the_old_one_and_tokens_live_on(receiver: Receiver, session: requests.Session) -> None:
+    token = receiver.issue_token()
+    receiver.rotate_secret("new")
+
+    old = ask_for_token(session, receiver, "get", token_request(timestamp=1))
+    new = ask_for_token(session, receiver, "get", token_request(timestamp=2, secret="new"))
+
+    assert (old["status"], new["status"]) == (1003, 0)
+    assert upload(session, receiver, headers={"apim-accesstoken": token}).status_code == 200
+
+
+@pytest.mark.parametrize("behaviour", [None, Status(503), Answer(1), Expired()])
+def test_an_answer_of_the_token_service_says_what_time_it_is(session: requests.Session, behaviour: Behaviour | None) -> None:
+    with Receiver(wall=lambda: 1579580182.824, token_clock_skew=-3600) as receiver:
+        receiver.always_for_tokens(behaviour)
+
+        answer = session.post(token_url(receiver), json=token_request(), timeout=10)
+
+        assert answer.headers["Date"] == "Tue, 21 Jan 2020 03:16:22 GMT"
+
+
+def test_the_clock_of_the_token_service_is_right_unless_told_otherwise(receiver: Receiver, session: requests.Session) -> None:
+    answer = session.post(token_url(receiver), json=token_request(), timeout=10)
+
+    assert abs(parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time()) < 5
+
+
+@pytest.mark.parametrize(
+    ("skew", "away", "status"),
+    [(0, 300, 0), (0, -300, 0), (0, 301, 1003), (0, -301, 1003), (3600, 0, 1003), (3600, 3600, 0)],
+)
+def test_a_timestamp_far_from_the_services_clock_is_refused(
+    session: requests.Session, skew: float, away: int, status: int
+) -> None:
+    with Receiver(wall=lambda: 1579580182.0, token_clock_skew=skew, max_skew=300) as receiver:
+        request = token_request(timestamp=(1579580182 + away) * 1000)
+
+        assert ask_for_token(session, receiver, "get", request)["status"] == status
+
+
 # Refusing by content.
 
 
@@ -634,6 +787,160 @@ def test_one_unwanted_struct_refuses_the_whole_request(receiver: Receiver, sessi
     assert (refused.json()["code"], refused.json()["msg"]) == (1257, "Device not found")
     assert taken.json()["code"] == 0
     assert [accepted.request_number for accepted in receiver.accepted] == [2, 3, 3]
+
+
+def test_a_refused_batch_can_be_stored_in_part(receiver: Receiver, session: requests.Session) -> None:
+    receiver.refuse(is_poison, keep_good=True)
+
+    refused = upload(session, receiver, form(message_about("pump-1", "poison", "pump-2")))
+    taken = upload(session, receiver, form(message_about("pump-1", "pump-2")))
+
+    assert (refused.json()["code"], taken.json()["code"]) == (1204, 0)
+    assert [each.stored for each in receiver.requests] == [False, True]
+    assert [assets(each.kept) for each in receiver.requests] == [["pump-1", "pump-2"], ["pump-1", "pump-2"]]
+    assert [each.request_number for each in receiver.accepted] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kept"),
+    [
+        (None, ["pump-1"]),
+        (Answer(0), ["pump-1"]),
+        (HangUp("in_answer"), ["pump-1"]),
+        (Status(503), []),
+        (Answer(99500), []),
+    ],
+)
+def test_a_part_is_stored_whenever_the_whole_would_be(
+    receiver: Receiver, session: requests.Session, behaviour: Behaviour | None, kept: list[str]
+) -> None:
+    receiver.refuse(is_poison, keep_good=True)
+    receiver.always(behaviour)
+
+    with suppress(requests.ConnectionError):
+        upload(session, receiver, form(message_about("pump-1", "poison")))
+
+    receiver.wait_for(lambda r: len(r.requests) == 1)
+    assert assets(receiver.requests[0].kept) == kept
+
+
+def test_a_refusal_of_the_whole_batch_goes_over_one_that_keeps_a_part(receiver: Receiver, session: requests.Session) -> None:
+    receiver.refuse(is_poison, code=1204, keep_good=True)
+    receiver.refuse(lambda struct: struct["assetId"] == "nobody", code=1257)
+
+    answer = upload(session, receiver, form(message_about("pump-1", "poison", "nobody")))
+
+    assert answer.json()["code"] == 1204
+    assert receiver.requests[0].kept == ()
+
+
+def test_nothing_of_a_faulty_request_is_kept(receiver: Receiver, session: requests.Session) -> None:
+    receiver.refuse(is_poison, keep_good=True)
+
+    upload(session, receiver, form({**message_about("pump-1", "poison"), "version": "1.0"}))
+
+    assert receiver.requests[0].kept == ()
+
+
+def test_the_ledger_tells_which_structs_were_kept(session: requests.Session, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    with Receiver(ledger=ledger) as receiver:
+        receiver.refuse(is_poison, keep_good=True)
+        for names in (["pump-1", "poison", "pump-2"], ["pump-1", "pump-2"], ["poison"]):
+            upload(session, receiver, form(message_about(*names)))
+        records = receiver.requests
+
+    assert [assets(record.kept) for record in read_ledger(ledger)] == [["pump-1", "pump-2"], ["pump-1", "pump-2"], []]
+    assert read_ledger(ledger) == [
+        replace(record, headers={**record.headers, "apim-accesstoken": "(hidden)"}) for record in records
+    ]
+
+
+# Breaking by content.
+
+
+@pytest.mark.parametrize("when", ["in_body", "after_body", "in_answer"])
+def test_a_struct_can_break_every_connection_that_carries_it(receiver: Receiver, session: requests.Session, when: Any) -> None:
+    receiver.break_on(is_poison, HangUp(when))
+
+    good = upload(session, receiver)
+    for _ in range(2):
+        with pytest.raises(requests.ConnectionError):
+            upload(session, receiver, form(message_about("pump-1", "poison")))
+    receiver.never()
+    healed = upload(session, receiver, form(message_about("pump-1", "poison")))
+
+    whole = when != "in_body"
+    assert [(each.complete, each.stored, each.answered) for each in receiver.requests] == [
+        (True, True, True),
+        (whole, whole, False),
+        (whole, whole, False),
+        (True, True, True),
+    ]
+    assert (good.json()["code"], healed.json()["code"]) == (0, 0)
+    assert assets(receiver.requests[1].structs) == ["pump-1", "poison"]
+
+
+def test_a_break_in_the_body_comes_right_after_the_message(receiver: Receiver, session: requests.Session) -> None:
+    receiver.break_on(lambda struct: struct["deviceKey"] == "pump-1", HangUp("in_body"))
+
+    message = message_with_a_file()
+    message["params"][0]["events"]["leak"]["note"] = "x" * 50_000
+
+    with pytest.raises(requests.ConnectionError):
+        upload(session, receiver, form(message, bytes(50_000_000)))
+
+    receiver.wait_for(lambda r: len(r.requests) == 1)
+    [record] = receiver.requests
+    assert 50_000 < record.wire_bytes < 70_000
+    assert (record.complete, record.stored, record.kept) == (False, False, ())
+
+
+def test_a_break_does_not_need_the_rest_of_the_body(receiver: Receiver) -> None:
+    receiver.break_on(is_poison, HangUp("in_body"))
+    text = json.dumps(message_about("poison")).encode()
+    start = b'--B\r\nContent-Disposition: form-data; name="enos-message"\r\n\r\n' + text + b"\r\n--B\r\n"
+    head = f"POST {ADDRESS}?action=postEvent&orgId=o HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=B\r\n\r\n"
+
+    with connect(receiver) as connection:
+        connection.sendall(head.encode() + start)
+
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+
+
+def test_an_early_status_for_a_struct_leaves_the_files_unread(receiver: Receiver, session: requests.Session) -> None:
+    receiver.break_on(lambda struct: True, EarlyStatus(413, drain=True))
+
+    answer = upload(session, receiver, form(message_with_a_file(), bytes(20_000_000)))
+
+    assert answer.status_code == 413
+    assert receiver.requests[0].wire_bytes < 50_000
+
+
+def test_a_break_takes_the_place_of_any_other_behaviour(receiver: Receiver, session: requests.Session) -> None:
+    receiver.always(Status(503))
+    receiver.break_on(is_poison, Status(500))
+
+    broken = upload(session, receiver, form(message_about("poison")))
+    other = upload(session, receiver)
+
+    assert (broken.status_code, other.status_code) == (500, 503)
+    assert receiver.requests[0].behaviour == str(Status(500))
+
+
+def test_a_struct_can_meet_silence(receiver: Receiver, session: requests.Session) -> None:
+    receiver.break_on(is_poison, Silence())
+
+    with pytest.raises(requests.ReadTimeout):
+        upload(session, receiver, form(message_about("poison")), timeout=0.2)
+
+
+@pytest.mark.parametrize("behaviour", [HangUp("before_body"), SlowRead(1000)])
+def test_a_behaviour_that_begins_too_early_breaks_on_nothing(receiver: Receiver, behaviour: Behaviour) -> None:
+    with pytest.raises(ValueError, match="choose one that begins later"):
+        receiver.break_on(is_poison, behaviour)
 
 
 # Misbehaviour.
@@ -916,6 +1223,45 @@ def test_requests_in_flight_are_counted(receiver: Receiver, session: requests.Se
     assert (in_flight, receiver.in_flight, receiver.concurrent_peak) == (5, 0, 5)
 
 
+def test_the_rate_is_that_of_the_busiest_window(session: requests.Session) -> None:
+    now = 0.0
+    with Receiver(monotonic=lambda: now, token_lifetime=1e6) as receiver:
+        for now in (0.0, 1.0, 1.25, 1.5, 1.75, 9.0):  # noqa: B007 (the receiver's clock)
+            upload(session, receiver)
+
+        rates = [receiver.rate_over(window) for window in (0.25, 0.75, 1, 2, 100)]
+
+        assert rates == [1, 3, 4, 5, 6]
+        assert rate_of((each.started for each in receiver.requests), 1) == 4
+
+
+def test_a_request_counts_for_the_rate_when_it_begins(receiver: Receiver, session: requests.Session) -> None:
+    receiver.misbehave(Hold())
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(upload, session, receiver)
+        receiver.wait_for(lambda r: r.held == 1)
+        rate = receiver.rate_over(1)
+        receiver.release()
+
+        assert answer.result().status_code == 200
+    assert rate == 1
+
+
+def test_a_window_of_no_length_is_refused(receiver: Receiver) -> None:
+    assert receiver.rate_over(1) == 0
+    with pytest.raises(ValueError, match="give more than 0"):
+        receiver.rate_over(0)
+
+
+def test_the_peak_of_records_counts_what_overlaps(receiver: Receiver, session: requests.Session) -> None:
+    upload(session, receiver)
+    [record] = receiver.requests
+    spans = [(0, 10), (1, 3), (3, 5), (4, 6), (20, 21)]
+
+    assert peak_of(replace(record, started=first, finished=last) for first, last in spans) == 3
+    assert peak_of([]) == 0
+
+
 def test_waiting_in_vain_says_what_happened_instead(receiver: Receiver, session: requests.Session) -> None:
     upload(session, receiver)
 
@@ -951,6 +1297,53 @@ def test_a_closed_receiver_refuses_connections_and_comes_back_on_its_port(sessio
 
         assert receiver.url == address
         assert len(receiver.accepted) == 2
+
+
+def test_closing_takes_no_time_when_connections_are_idle(receiver: Receiver) -> None:
+    capture = (CAPTURES / "01-event-no-file.http").read_bytes()
+    took = []
+    for _ in range(3):
+        with ExitStack() as stack:
+            connections = [stack.enter_context(connect(receiver)) for _ in range(10)]
+            for connection in connections:
+                connection.sendall(capture)
+            assert {connection.recv(1) for connection in connections} == {b"H"}
+            before = time.monotonic()
+            receiver.close()
+            receiver.start()
+            took.append(time.monotonic() - before)
+
+    assert min(took) < 0.05
+
+
+# Addresses that nobody answers.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets connections hang")
+def test_a_black_hole_lets_every_connection_hang(session: requests.Session) -> None:
+    with BlackHole() as hole:
+        for _ in range(3):
+            with pytest.raises(requests.ConnectTimeout):
+                session.get(hole.url, timeout=0.2)
+        port = hole.port
+
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def test_a_black_hole_without_an_address_says_so() -> None:
+    with pytest.raises(RuntimeError, match="before it is started"):
+        _ = BlackHole().url
+
+
+def test_an_address_that_refuses_stays_ours() -> None:
+    parts = urlsplit(refused_url())
+
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((parts.hostname, parts.port), timeout=10)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((parts.hostname, parts.port))
+    assert refused_url() == f"http://127.0.0.1:{parts.port}"
 
 
 def test_a_receiver_without_an_address_says_so() -> None:
@@ -1011,6 +1404,24 @@ def test_the_command_serves_until_it_is_told_to_end(session: requests.Session, t
     assert refused.json()["code"] == 1204
     assert [line["code"] for line in lines] == [0, 1204]
     assert [record.code for record in read_ledger(ledger)] == [0, 1204]
+
+
+def test_a_ledger_of_another_process_tells_the_time_of_the_same_clock(session: requests.Session, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+
+    with subprocess.Popen([*RUN, "--json", "--ledger", str(ledger)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        elsewhere = Receiver(port=json.loads(process.stdout.readline())["port"])
+        before = time.monotonic()
+        upload(session, elsewhere)
+        # It says so once the record is written.
+        process.stderr.readline()
+        after = time.monotonic()
+        process.kill()
+
+    [record] = read_ledger(ledger)
+    assert before < record.started < record.finished < after
 
 
 def test_the_command_refuses_a_misspelled_behaviour() -> None:
