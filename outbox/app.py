@@ -1,4 +1,4 @@
-"""`Outbox`: the composition root, enqueue and the operator's verbs."""
+"""`Outbox`: the composition root, and enqueue."""
 
 from __future__ import annotations
 
@@ -31,22 +31,17 @@ from outbox.errors import (
     Refused,
     SchemaError,
     SpoolError,
-    UnknownDestination,
 )
-from outbox.model import Attachment, Enqueued, FileSource, Lane, Selection, SpooledFile, State
-from outbox.patience import paused, resumed
+from outbox.model import Attachment, Enqueued, FileSource, Lane, SpooledFile, State
+from outbox.operations import HANDFUL, Operations
 from outbox.policy import SWEEP_GRACE
 from outbox.spool.base import Oversize, Spool
 from outbox.spool.directory import DirectorySpool
-from outbox.store import acting, arriving, breaker, keeping, shares, streams
-from outbox.timekeeping import When, plausible
-from outbox.verdict import cleaned
-
-#: Rows looked at in one transaction of housekeeping.
-HANDFUL = 500
+from outbox.store import arriving, keeping, shares
+from outbox.timekeeping import plausible
 
 
-class Outbox:
+class Outbox(Operations):
     """A database, a spool and the destinations; what a program enqueues through and a worker works on.
 
     `database` is a URL, or an engine on the database that the program uses itself. `spool` is a directory or a Spool. `roots`
@@ -82,13 +77,6 @@ class Outbox:
 
     def __repr__(self) -> str:
         return f"Outbox({self.database!r}, destinations={sorted(self.destinations)})"
-
-    def destination(self, name: str) -> Destination:
-        """A destination by name. Raises UnknownDestination, which lists those that are declared."""
-        try:
-            return self.destinations[name]
-        except (KeyError, TypeError):
-            raise UnknownDestination(name, self.destinations) from None
 
     def enqueue(
         self,
@@ -212,75 +200,6 @@ class Outbox:
         for name in going:
             self.spool_store.delete(name)
         return len(going)
-
-    def pause(self, destination: str, reason: str, by: str) -> None:
-        """Let no upload to a destination begin any more, on any worker, until `resume`; those in hand are finished.
-
-        Messages go on to be enqueued. Raises UnknownDestination.
-        """
-        name = self.destination(destination).name
-        now = self.ambient.now()
-        with self.database.begin() as connection:
-            breaker.declare(connection, [name])
-            seen = breaker.read(connection, name, lock=True)
-            breaker.stop(connection, name, paused(seen), now, cleaned(reason), cleaned(by, 255))
-            acting.note(connection, now, by, "pause", f"destination {name}: {reason}", 0)
-
-    def resume(self, destination: str, by: str, *, ordering_key: str | None = None) -> bool:
-        """Let a destination go on, whatever stopped it; or a stream of it, past its dead messages. False if nothing was.
-
-        A destination that was in trouble is tried with one message first. Raises UnknownDestination.
-        """
-        name = self.destination(destination).name
-        now = self.ambient.now()
-        with self.database.begin() as connection:
-            if ordering_key is not None:
-                changed = streams.forgive(connection, name, ordering_key, When.certain(now))
-            else:
-                seen = breaker.read(connection, name, lock=True)
-                changed = seen.stop is not None or seen.is_open
-                breaker.move(connection, name, seen, resumed(seen, now), now)
-            if changed:
-                what = f"destination {name}" + (f"; ordering key {ordering_key}" if ordering_key else "")
-                acting.note(connection, now, by, "resume", what, 0)
-        return changed
-
-    def replay(self, selection: Selection, by: str) -> int:
-        """Give messages that are final a fresh start, in the bulk lane; their history stays. Returns how many.
-
-        Passed over are messages that are not final, and those whose files have been freed. In bounded transactions: an
-        interruption leaves the rest as it was. Raises ConfigurationError when nothing narrows the selection.
-        """
-        return self._act("replay", selection, by)
-
-    def cancel(self, selection: Selection, by: str) -> int:
-        """Withdraw messages that are pending or dead; a stream goes on without them. Returns how many.
-
-        One that is being sent at this moment is passed over. Raises ConfigurationError when nothing narrows the selection.
-        """
-        return self._act("cancel", selection, by)
-
-    def _act(self, action: Literal["replay", "cancel"], selection: Selection, by: str) -> int:
-        if selection == Selection():
-            raise ConfigurationError(f"say which messages to {action}: by id, key, destination, state, reason or ordering key")
-        if selection.destination is not None:
-            self.destination(selection.destination)
-        skipping = [each.name for each in self.destinations.values() if each.policy.on_dead == "skip"]
-        done, after, more = 0, 0, True
-        while more:
-            now = self.ambient.now()
-            with self.database.begin() as connection:
-                chosen = acting.choose(connection, action, selection, after, HANDFUL)
-                act = acting.replay if action == "replay" else acting.cancel
-                touched = act(connection, chosen, now)
-                for skip in (True, False):
-                    mine = acting.streams_of(connection, touched, skipping, skip=skip)
-                    streams.release(connection, mine, When.certain(now), skip=skip)
-                if touched:
-                    acting.note(connection, now, by, action, str(selection), len(touched))
-            done, more = done + len(touched), len(chosen) == HANDFUL
-            after = max(chosen, default=after)
-        return done
 
     def close(self) -> None:
         """Close our own connections; the caller's are the caller's."""

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -26,6 +26,9 @@ from outbox.policy import GONE_AFTER, POLL, STOP_GRACE, Policy
 from outbox.secret import Secret, env, literal, secret_file
 
 DEFAULT_FILE = "outbox.toml"
+
+#: Takes numbers that are written as text, as the environment gives them.
+_POLICY = TypeAdapter(Policy)
 
 TYPES: dict[str, type[EnosEvents]] = {
     "enos-events": EnosEvents,
@@ -170,8 +173,11 @@ def _destination(name: str, settings: DestinationSettings, folder: Path) -> Dest
             f"destinations.{name}.policy: no setting named {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
         )
     try:
-        policy = Policy(**settings.policy)
-    except TypeError as error:
+        policy = _POLICY.validate_python(settings.policy)
+    except ValidationError as error:
+        listed = "; ".join(f"{'.'.join(str(step) for step in each['loc'])}: {each['msg']}" for each in error.errors())
+        raise ConfigurationError(f"destinations.{name}.policy: {listed}") from None
+    except ConfigurationError as error:
         raise ConfigurationError(f"destinations.{name}.policy: {error}") from None
     return TYPES[settings.type](
         name=name,
@@ -231,6 +237,10 @@ app_secret = "env:ENOS_APP_SECRET" # or file:/run/secrets/enos; never the secret
 # batch_bytes = 1048576
 # senders = 4
 # max_failures = 20
+# in_flight = 4 # uploads at a time, across all workers
+# rate = 50 # requests a second, across all workers
+# max_age = 604800 # give a message up after a week
+# on_dead = "skip" # a dead message does not hold up its stream
 
 [worker]
 # gone_after = 15

@@ -18,11 +18,12 @@ from apscheduler.triggers.date import DateTrigger
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import migrate
-from outbox.app import HANDFUL, Outbox
+from outbox.app import Outbox
 from outbox.dispatcher import Dispatcher, WorkerGone
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.limits import lane_order
 from outbox.model import Lane
+from outbox.operations import HANDFUL
 from outbox.policy import GONE_AFTER, POLL, STOP_GRACE
 from outbox.presence import Presence
 from outbox.store import breaker, looking

@@ -24,8 +24,9 @@ def _flag(name: str, comment: str) -> sa.Column[bool]:
 
 def _say_of_learned_bytes(comment: str) -> None:
     if op.get_context().dialect.supports_comments:
-        kept = {"existing_type": sa.BigInteger(), "existing_nullable": True}
-        op.alter_column("outbox_destination", "learned_bytes", comment=comment, **kept)
+        op.alter_column(
+            "outbox_destination", "learned_bytes", comment=comment, existing_type=sa.BigInteger(), existing_nullable=True
+        )
 
 
 def upgrade() -> None:

@@ -18,6 +18,10 @@ _COMMANDS = {
     "status": "outbox.cli.look",
     "list": "outbox.cli.look",
     "show": "outbox.cli.look",
+    "pause": "outbox.cli.act",
+    "resume": "outbox.cli.act",
+    "replay": "outbox.cli.act",
+    "cancel": "outbox.cli.act",
     "verdicts": "outbox.cli.verdicts",
     "receiver": "outbox.cli.receiver",
 }

@@ -19,6 +19,8 @@ from outbox.cli.context import emit, json_option, outbox_of
 @click.option("--ordering-key", help="Messages that share it are delivered one after the other.")
 @click.option("--lane", type=click.Choice(["express", "normal", "bulk", "large"]), help="[normal, or large for big files]")
 @click.option("--due-at", metavar="ISO-TIME", help="Try it first at this time, such as 2026-11-22T18:00:00Z. [now]")
+@click.option("--expires-at", metavar="ISO-TIME", help="Give it up at this time.")
+@click.option("--unordered", is_flag=True, help="The ordering key only gives fair turns; the order does not matter.")
 @json_option
 @click.pass_context
 def enqueue(
@@ -30,6 +32,8 @@ def enqueue(
     ordering_key: str | None,
     lane: str | None,
     due_at: str | None,
+    expires_at: str | None,
+    unordered: bool,
     as_json: bool,
 ) -> None:
     """Add a message for DESTINATION; prints its id once it is committed."""
@@ -42,7 +46,7 @@ def enqueue(
             raise click.BadParameter(f"the name {name!r} is given twice", param_hint="--file")
         attachments[name] = path
     payload = _payload(source)
-    when = _instant(due_at)
+    when, end = _instant(due_at, "--due-at"), _instant(expires_at, "--expires-at")
     outbox = outbox_of(ctx)
     with outbox.database.read() as connection:
         added = outbox.enqueue(
@@ -54,6 +58,8 @@ def enqueue(
             ordering_key=ordering_key,
             lane=lane,
             due_at=when,
+            expires_at=end,
+            ordered=False if unordered else None,
         )
     if as_json:
         emit({"id": added.id, "new": added.new, "state": added.state})
@@ -75,11 +81,11 @@ def _payload(source: str) -> object:
         raise click.BadParameter(f"{source} is not JSON: {error}", param_hint="--payload") from None
 
 
-def _instant(text: str | None) -> datetime | None:
+def _instant(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
     try:
         when = datetime.fromisoformat(text)
         return (when if when.tzinfo else when.astimezone()).astimezone(UTC)
     except (ValueError, OverflowError, OSError):
-        raise click.BadParameter(f"expected a time such as 2026-11-22T18:00:00Z, got {text!r}", param_hint="--due-at") from None
+        raise click.BadParameter(f"expected a time such as 2026-11-22T18:00:00Z, got {text!r}", param_hint=option) from None

@@ -11,6 +11,9 @@ import rich_click as click
 
 from outbox.cli.context import NOTHING_MATCHED, emit, json_option, outbox_of, shown, size, table
 
+#: So many blocked ordering keys are named, the longest blocked first.
+_BLOCKED_SHOWN = 20
+
 
 @click.command(epilog="Example: outbox status --json")
 @json_option
@@ -27,6 +30,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
             counts.setdefault(name, looking.nothing())["delivered_last_hour"] = delivered
         workers = looking.alive(connection)
         files, spooled = looking.spooled(connection)
+        blocked = looking.blocked(connection, _BLOCKED_SHOWN)
     for name in outbox.destinations:
         counts.setdefault(name, looking.nothing())
     root = getattr(outbox.spool_store, "root", None)
@@ -35,6 +39,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         emit(
             {
                 "destinations": counts,
+                "blocked_keys": [dict(each) for each in blocked],
                 "workers": workers,
                 "spool": {"files": files, "bytes": spooled, "free_bytes": free},
             }
@@ -46,11 +51,22 @@ def status(ctx: click.Context, as_json: bool) -> None:
         numbers = [each.get(what, 0) for what in ("due", "waiting", "claimed", "dead", "delivered_last_hour")]
         rows.append((name, *numbers, each.get("oldest_due_at"), _stopped(each)))
     table(head, rows)
+    for name, each in sorted(counts.items()):
+        if each["learned_bytes"]:
+            click.echo(f"\n{name} refused larger requests: at most {size(each['learned_bytes'])} go into one for now")
+    if blocked:
+        click.echo("\nblocked by a dead message; replay it, cancel it, or: outbox resume DESTINATION --key KEY")
+        names = ("destination", "ordering_key", "message", "reason", "reason_text")
+        table(
+            ("DESTINATION", "ORDERING KEY", "MESSAGE", "REASON", "ANSWER"), [[each[name] for name in names] for each in blocked]
+        )
     click.echo(f"\nspool: {files} files, {size(spooled)}" + (f"; {size(free)} free" if free is not None else ""))
     click.echo(f"workers: {workers}" if workers else "workers: none is running; start one with: outbox worker")
 
 
 def _stopped(each: dict[str, Any]) -> str:
+    if each.get("stop") == "pause":
+        return f"pause by {each['stopped_by']}: {each['stop_text']}"
     if each.get("stop"):
         why = f"{each['stop']}: {each.get('stop_text') or ''}".rstrip(": ")
         return f"{why}; next try {shown(each['open_until'])}" if each.get("open_until") else why
@@ -78,7 +94,7 @@ def list_(ctx: click.Context, states: tuple[str, ...], destinations: tuple[str, 
         for row in rows:
             emit(_told(row))
     elif rows:
-        head = ("ID", "DESTINATION", "KEY", "STATE", "REASON", "ATTEMPT", "FILES", "BYTES", "DUE AT")
+        head = ("ID", "DESTINATION", "KEY", "STATE", "REASON", "ATTEMPT", "FILES", "BYTES", "DUE AT", "ANSWER")
         cells = [
             (
                 row["id"],
@@ -90,6 +106,7 @@ def list_(ctx: click.Context, states: tuple[str, ...], destinations: tuple[str, 
                 row["files"],
                 size(row["size"] + row["file_bytes"]),
                 row["due_at"],
+                row["reason_text"],
             )
             for row in rows
         ]
@@ -99,7 +116,7 @@ def list_(ctx: click.Context, states: tuple[str, ...], destinations: tuple[str, 
 
 
 #: Columns that matter to the machinery only.
-_INNER = frozenset({"payload", "digest", "stream_id", "clock_plausible", "faulted_in"})
+_INNER = frozenset({"payload", "digest", "stream_id", "clock_plausible", "faulted_in", "share_id"})
 
 
 def _told(row: Any) -> dict[str, Any]:

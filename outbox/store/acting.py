@@ -4,35 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, case, exists, insert, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, exists, func, insert, literal_column, or_, select, update
 
 from outbox.model import FINAL, Lane, Selection, State
 from outbox.tables import attachment, audit, file, head, message, stream
 
+Act: TypeAlias = Literal["replay", "cancel"]
+
 #: The states that a message may be in for each act.
-_FROM = {"replay": FINAL, "cancel": frozenset({State.PENDING, State.DEAD})}
+_FROM: dict[Act, frozenset[State]] = {"replay": FINAL, "cancel": frozenset({State.PENDING, State.DEAD})}
 
 
-def choose(
-    connection: Connection, action: Literal["replay", "cancel"], selection: Selection, after: int, limit: int
-) -> list[int]:
-    """The next messages of a selection, by id, that the act may be done to; locked."""
+def choose(connection: Connection, action: Act, selection: Selection, after: int, limit: int) -> list[int]:
+    """The next messages of a selection, by id, that the act may be done to; locked, and before them their streams.
+
+    Waits for whoever holds one of the streams: a person shall not have to ask twice.
+    """
+    conditions = (message.c.id > after, *_conditions(action, selection))
+    found = connection.execute(select(message.c.id, message.c.stream_id).where(*conditions).order_by(message.c.id).limit(limit))
+    rows = found.all()
+    of_streams = {row.stream_id for row in rows if row.stream_id is not None}
+    held = select(head.c.stream_id).where(head.c.stream_id.in_(of_streams)).order_by(head.c.stream_id)
+    connection.execute(held.with_for_update())
+    still = select(message.c.id).where(message.c.id.in_([row.id for row in rows]), *conditions).order_by(message.c.id)
+    return list(connection.execute(still.with_for_update(skip_locked=True)).scalars())
+
+
+def count(connection: Connection, action: Act, selection: Selection) -> int:
+    """How many messages of a selection the act may be done to."""
+    return connection.execute(select(func.count(message.c.id)).where(*_conditions(action, selection))).scalar_one()
+
+
+def _conditions(action: Act, selection: Selection) -> list[ColumnElement[bool]]:
     states = sorted(_FROM[action] & set(selection.states or _FROM[action]))
-    statement = (
-        select(message.c.id)
-        # Words, not parameters: a partial index is only used by who says its condition.
-        .where(message.c.id > after, message.c.state.in_([literal_column(f"'{state.value}'") for state in states]))
-        .where(*_conditions(selection))
-        .order_by(message.c.id)
-        .limit(limit)
-    )
-    return list(connection.execute(statement.with_for_update(skip_locked=True)).scalars()) if states else []
-
-
-def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
+    # Words, not parameters: a partial index is only used by who says its condition.
+    words: list[ColumnElement[str]] = [literal_column(f"'{state.value}'") for state in states]
+    conditions: list[ColumnElement[bool]] = [message.c.state.in_(words)]
     if selection.ids or selection.keys:
         conditions.append(or_(message.c.id.in_(selection.ids), message.c.key.in_(selection.keys)))
     if selection.destination is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, and_, func, literal_column, or_, select
 
+from outbox.limits import Learned, learned_limit
 from outbox.model import Lane, State
 from outbox.patience import Stop
 from outbox.store import claiming
@@ -19,6 +20,7 @@ from outbox.tables import (
     delivery,
     destination,
     file,
+    head,
     in_stream,
     loose,
     message,
@@ -34,10 +36,16 @@ def alive(connection: Connection) -> int:
     return connection.execute(select(func.count()).where(worker.c.gone.is_(False))).scalar_one()
 
 
+#: What a destination's row tells an operator.
+_OF_DESTINATION = ("stop", "stop_text", "stopped_by", "stopped_at", "open_until", "ramp", "learned_bytes")
+
+
 def nothing() -> dict[str, Any]:
     """What is told of a destination that no message was ever for."""
-    numbers = dict.fromkeys(("due", "waiting", "claimed", "dead", "delivered_last_hour", "failures"), 0)
-    return {**numbers, "oldest_due_at": None, "stop": None, "stop_text": None, "open_until": None}
+    numbers = dict.fromkeys(
+        ("due", "waiting", "claimed", "dead", "delivered_last_hour", "failures", "reject_streak", "blocked_keys"), 0
+    )
+    return numbers | dict.fromkeys(("oldest_due_at", *_OF_DESTINATION))
 
 
 def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
@@ -54,7 +62,11 @@ def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
         return found.setdefault(name, nothing())
 
     for row in connection.execute(select(destination).order_by(destination.c.name)):
-        of(row.name).update(stop=row.stop, stop_text=row.stop_text, open_until=row.open_until, failures=row.failures)
+        of(row.name).update({name: getattr(row, name) for name in (*_OF_DESTINATION, "failures", "reject_streak")})
+        of(row.name)["learned_bytes"] = learned_limit(Learned(row.learned_bytes, row.learned_at), now)
+    held_up = select(head.c.destination, func.count()).where(head.c.blocked_by.is_not(None)).group_by(head.c.destination)
+    for name, total in connection.execute(held_up).all():
+        of(name)["blocked_keys"] = total
     # A condition for each partial index, so that the delivered ones are never walked.
     for condition in (and_(pending, loose), and_(pending, in_stream)):
         columns = (
@@ -81,6 +93,20 @@ def delivered_since(connection: Connection, since: datetime) -> dict[str, int]:
     statement = select(delivery.c.destination, total).where(delivery.c.outcome == "delivered", delivery.c.finished_at > since)
     rows = connection.execute(statement.group_by(delivery.c.destination)).all()
     return {name: int(count) for name, count in rows}
+
+
+def blocked(connection: Connection, limit: int) -> Sequence[RowMapping]:
+    """Ordering keys that a dead message holds up, with that message and what was said about it."""
+    columns = (
+        head.c.destination,
+        stream.c.ordering_key,
+        message.c.id.label("message"),
+        message.c.reason,
+        message.c.reason_text,
+    )
+    statement = select(*columns).join(stream, head.c.stream_id == stream.c.id).join(message, head.c.blocked_by == message.c.id)
+    held_up = statement.where(head.c.blocked_by.is_not(None)).order_by(message.c.finished_at, message.c.id)
+    return connection.execute(held_up.limit(limit)).mappings().all()
 
 
 def spooled(connection: Connection) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
 from outbox import payload
@@ -14,6 +14,10 @@ from outbox.model import Attachment, Batch, Draft, Lane, Message, SpooledFile
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TIME = 1579580182824
+
+
+def seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
 
 
 def spooled(content: bytes, number: int = 1, **changes: Any) -> SpooledFile:

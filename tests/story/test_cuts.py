@@ -1,0 +1,283 @@
+"""Connections are cut at every place of a request and of its answer: nothing is taken for delivered, and every copy is explained."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import pytest
+
+from outbox import Outbox, Policy, State, Worker
+from tests.factories import an_outbox, column, enos, outcomes, states
+from tests.story.conftest import Hand, Place
+
+BLOCK = 1 << 16
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+#: More than the sockets between us and the road hold.
+BIG = 12_000_000
+#: No number of cuts opens the breaker or ends a message.
+PATIENT = Policy(breaker_after=100_000, max_unknown=100_000, max_failures=100_000)
+FILES = {"photo": b"first file, " * 9, "log": b"second file, " * 9}
+BOTH = {"reset": True, "politely": False}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a connection ends: after so many bytes of a request, of its answer, or after all of both.
+
+    By reset (RST), else politely (FIN): then what still comes is read and dropped, or with `stall` not even read.
+    """
+
+    request: int | None = None
+    answer: int | None = None
+    reset: bool = True
+    stall: bool = False
+
+
+class RoadEnds(Exception):
+    """The connection was cut as told."""
+
+
+class Road:
+    """Leads to a receiver. Each request meets the next cut of `cuts`, or what `chance` gives, or passes."""
+
+    def __init__(self, port: int) -> None:
+        self.cuts: deque[Cut] = deque()
+        self.chance: Callable[[], Cut | None] = lambda: None
+        #: The beginning of the last request, and the last answer, as far as the road went.
+        self.request = b""
+        self.answer = b""
+        self.connections = 0
+        #: Set when a connection has been cut and closed.
+        self.ended = threading.Event()
+        self._port = port
+        self._closing = threading.Event()
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._listener = socket.socket()
+        # A small window, so that a client which sends much is still sending when the road ends.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BLOCK)
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(64)
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
+
+    def __enter__(self) -> Road:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._closing.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join(10)
+        self._listener.close()
+        with self._lock:
+            for each in self._open:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @property
+    def head(self) -> int:
+        """Bytes of the last request before its body."""
+        return self.request.index(b"\r\n\r\n") + 4
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=[client], daemon=True)
+            self._threads.append(thread)
+            self.connections += 1
+            thread.start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._port)) as receiver:
+            with self._lock:
+                self._open |= {client, receiver}
+            try:
+                while client.recv(1, socket.MSG_PEEK):
+                    self._lead(client, receiver, self._next())
+            except (OSError, RoadEnds):
+                pass
+            finally:
+                with self._lock:
+                    self._open -= {client, receiver}
+
+    def _next(self) -> Cut:
+        with self._lock:
+            return self.cuts.popleft() if self.cuts else self.chance() or Cut(None, None)
+
+    def _lead(self, client: socket.socket, receiver: socket.socket, cut: Cut) -> None:
+        whole = self._request(client, receiver, cut.request)
+        if not whole:
+            # Whatever passed is heard to its end before the client can try again.
+            receiver.shutdown(socket.SHUT_WR)
+            drain(receiver)
+            self._leave(client, cut)
+        self.answer = answer_of(receiver)
+        client.sendall(self.answer[: cut.answer])
+        if cut.answer is not None:
+            self._leave(client, cut)
+
+    def _request(self, client: socket.socket, receiver: socket.socket, most: int | None) -> bool:
+        """Pass a request on, at most so many bytes of it; whether that was all of it.
+
+        A head that breaks off is not passed on: the receiver's HTTP library would take it for a whole one.
+        """
+        seen, passed, length = b"", 0, None
+        while length is None or passed < length:
+            room = BLOCK if most is None else min(BLOCK, most - passed)
+            if room == 0:
+                return False
+            block = client.recv(room if length is None else min(room, length - passed))
+            if not block:
+                raise RoadEnds
+            passed += len(block)
+            if length is not None:
+                receiver.sendall(block)
+            seen = seen + block if len(seen) < BLOCK else seen
+            if length is None and b"\r\n\r\n" in seen:
+                receiver.sendall(seen)
+                length = length_of(seen)
+            self.request = seen
+        return True
+
+    def _leave(self, client: socket.socket, cut: Cut) -> None:
+        if cut.reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        else:
+            client.shutdown(socket.SHUT_WR)
+            if cut.stall:
+                self._closing.wait()
+            else:
+                self.ended.set()
+                drain(client)
+        client.close()
+        self.ended.set()
+        raise RoadEnds
+
+
+def drain(connection: socket.socket) -> None:
+    with suppress(OSError):
+        while connection.recv(BLOCK):
+            pass
+
+
+def length_of(message: bytes) -> int:
+    """Bytes of an HTTP message, of which the head is here."""
+    head, _, _ = message.partition(b"\r\n\r\n")
+    found = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+    assert found, head
+    return len(head) + 4 + int(found[1])
+
+
+def answer_of(receiver: socket.socket) -> bytes:
+    answer = b""
+    while b"\r\n\r\n" not in answer or len(answer) < length_of(answer):
+        block = receiver.recv(BLOCK)
+        if not block:
+            raise RoadEnds
+        answer += block
+    return answer
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A place, the road from it to its receiver, and a worker whose turns are taken by hand."""
+
+    place: Place
+    road: Road
+    outbox: Outbox
+    hand: Hand
+
+    def enqueue(self, key: str, files: dict[str, bytes] | None = None) -> None:
+        self.place.enqueue(self.outbox, key, FILES if files is None else files)
+
+    def turn(self, cut: Cut | None = None) -> None:
+        """One upload, after every back-off; it meets the cut."""
+        self.place.clock.move(hours=2)
+        self.road.cuts.extend([cut] if cut else [])
+        self.hand.turn()
+        assert not self.road.cuts, "the cut was never met"
+
+    def last(self, key: str) -> str:
+        """The outcome of a message's last attempt."""
+        return outcomes(self.place.database, key)[-1][0]
+
+    def stored(self, key: str) -> int:
+        """Copies that the receiver has."""
+        requests = self.place.receiver.requests
+        return sum(struct["assetId"] == key for request in requests if request.stored for struct in request.structs)
+
+    def end(self) -> None:
+        """One more upload, and everything adds up."""
+        self.turn()
+        assert {State.DELIVERED} == set(states(self.place.database).values())
+        self.place.check()
+
+
+def make_bench(place: Place, road: Road, policy: Policy = PATIENT) -> Bench:
+    outbox = an_outbox(place.url, place.spool, enos(road.url, policy=policy), ambient=place.clock.ambient)
+    place._outboxes.append(outbox)
+    return Bench(place, road, outbox, place.hand(outbox))
+
+
+@pytest.fixture
+def road(place: Place) -> Iterator[Road]:
+    with Road(place.receiver.port) as road:
+        yield road
+
+
+@pytest.fixture
+def bench(place: Place, road: Road) -> Bench:
+    return make_bench(place, road)
+
+
+# Every kind of place
+
+
+def after(words: bytes, more: int = 0, *, last: bool = False) -> Callable[[Road], int]:
+    """The place so many bytes after the first or last of these words in a request."""
+    return lambda road: (road.request.rindex if last else road.request.index)(words) + len(words) + more
+
+
+IN_REQUEST: dict[str, Callable[[Road], int]] = {
+    "before its first byte": lambda _: 0,
+    "in the request line": lambda _: 10,
+    "in its headers": lambda road: road.head // 2,
+    "before the blank line": lambda road: road.head - 2,
+    "in the blank line": lambda road: road.head - 1,
+    "after its headers": lambda road: road.head,
+    "in the first boundary": lambda road: road.head + 9,
+    "in the headers of the message": after(b"Content-Disposi"),
+    "after the headers of the message": after(b'name="enos-message"\r\nContent-Length: 1024\r\n\r\n', -1),
+    "in the message": after(b'"params"'),
+    "after the message": after(b"}]}"),
+    "in the boundary between the parts": after(b"}]}\r\n--abc"),
+    "in the headers of the first file": after(b"Content-MD5"),
+    "in the first file": after(b"first file, ", 7),
+    "between the files": after(b"first file, ", 2, last=True),
+    "in the headers of the second file": after(b"Content-MD5", last=True),
+    "in the second file": after(b"second file, ", 7),
+    "after the second file": after(b"second file, ", last=True),
+    "in the closing boundary": lambda road: len(road.request) - 9,
+    "before its last byte": lambda road: len(road.request) - 1,
+}
