@@ -29,7 +29,8 @@ def place(connection: Connection, result: Result, policy: Policy, now: datetime,
     if not result.witnessed:
         return False
     verdict, probe = result.verdict, result.knock is not None
-    answered = isinstance(verdict, Delivered | Reject) and verdict.facts.status is not None
+    # A batch that could not even be encoded is refused too, but by us.
+    answered = isinstance(verdict, Delivered) or (isinstance(verdict, Reject) and verdict.facts.status is not None)
     charged = charges_destination(verdict)
     if not (answered or charged or probe):
         return False
@@ -53,7 +54,7 @@ def _after(
     verdict, probe = result.verdict, result.knock is not None
     # Another probe may have begun since ours was given up: then only that one's failure moves the next.
     current = probe and seen.open_until == result.knock
-    if isinstance(verdict, Delivered) and answered:
+    if isinstance(verdict, Delivered):
         return after_delivered(seen, policy)
     if isinstance(verdict, Reject) and answered:
         return after_rejected(seen, now, policy, alone=result.size == 1, probe=current)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
@@ -20,6 +20,8 @@ from outbox.store.breaker import Standing
 from outbox.store.claiming import Waiting
 from outbox.timekeeping import Timekeeper, When, plausible
 
+#: Seconds by which clocks of one fleet may differ.
+_SLACK = 60.0
 #: Seconds between two looks at how far away messages are that nobody put off on purpose.
 _LOOK_FAR_EVERY = 5.0
 #: Messages that expire in one transaction.
@@ -135,15 +137,14 @@ class Claims:
     def when(self, name: str) -> When:
         """The time, for the messages of a destination.
 
-        One that nobody put off on purpose is never further away than the longest back-off, unless a clock was wrong: then all
-        of them have come.
+        One that nobody put off on purpose is never further away than the longest back-off, unless a clock was wrong: those that
+        are have come.
         """
         when, far = self._time.read(), self._far.get(name)
         declared = self._destinations.get(name)
         longest = declared.policy.longest_backoff if declared else Policy().longest_backoff
-        if far is None or far.instant is None or (far.instant - when.invented).total_seconds() <= longest:
-            return when
-        return when._replace(invented=far.instant)
+        beyond = when.invented + timedelta(seconds=longest + _SLACK)
+        return when if far is None or far.instant is None or far.instant <= beyond else when._replace(beyond=beyond)
 
     def _look_far(self, connection: Connection, name: str) -> When:
         """The same, after looking again how far away messages are: now and then, and when the clock stepped back."""

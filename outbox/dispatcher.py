@@ -232,7 +232,8 @@ class Dispatcher:
 
     def _write(self, result: Result) -> set[int]:
         """One short transaction: the destination's row, the messages with their attempts, the delivery."""
-        now = self._ambient.now()
+        when = self._claims.when(result.destination)
+        now = when.now
         declared = self._destinations.get(result.destination)
         policy = declared.policy if declared else Policy()
         verdict = replace(result.verdict, facts=fit_for_a_row(result.verdict.facts))
@@ -249,7 +250,7 @@ class Dispatcher:
                         verdict,
                         result.size,
                         policy,
-                        now,
+                        when.invented,
                         self._ambient.random(),
                         recovered=message.id in recovered,
                         spared=spared,
@@ -262,7 +263,7 @@ class Dispatcher:
                 result.delivery,
                 result.worker,
                 settled,
-                self._claims.when(result.destination),
+                when,
                 keep_late=result.witnessed,
                 skip=policy.on_dead == "skip",
             )

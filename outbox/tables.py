@@ -222,8 +222,10 @@ partial("ix_outbox_message_expiring", message.c.expires_at, where=expiring)
 
 
 def has_come(due_at: Column[Any], scheduled: Column[Any], when: When) -> ColumnElement[bool]:
-    """The condition that an instant has come: one that a producer chose later than one that we invented, see `When`."""
-    return and_(due_at <= when.invented, or_(~scheduled, due_at <= when.chosen))
+    """The condition that an instant has come, chosen by a producer or invented by us: `When.has_come` in SQL."""
+    if when.beyond is None:
+        return and_(due_at <= when.invented, or_(~scheduled, due_at <= when.chosen))
+    return or_(and_(~scheduled, or_(due_at <= when.invented, due_at > when.beyond)), and_(scheduled, due_at <= when.chosen))
 
 
 #: Spooled files: one row for each name in the spool that a message may refer to.

@@ -31,12 +31,19 @@ class When(NamedTuple):
 
     now: datetime  #: what the wall clock says: for rows and people
     chosen: datetime  #: instants that a person chose have come up to here
-    invented: datetime  #: instants that we invented have come up to here
+    invented: datetime  #: instants that we invented have come up to here; new ones are counted from here
+    beyond: datetime | None = None  #: and those after this, which no clock that was right would have said
 
     @classmethod
     def certain(cls, now: datetime) -> When:
         """With a clock that is right."""
         return cls(now, now, now)
+
+    def has_come(self, instant: datetime, *, chosen: bool) -> bool:
+        """Whether an instant has come, which a person chose or we invented."""
+        if chosen:
+            return instant <= self.chosen
+        return instant <= self.invented or (self.beyond is not None and instant > self.beyond)
 
 
 class Timekeeper:

@@ -28,12 +28,17 @@ SETTLING = """\
 ## How a verdict settles
 
 - **delivered**: every message of the batch is delivered.
-- **reject**: the batch is halved and its messages are tried again at once; a message that is rejected alone is dead.
-- **retry** and **not sent**: the messages stay pending and wait for the destination. A failure counts against a message only if
-  the destination delivered something else since that message's last failure; `max_failures` of them alone and it is dead
-  (`exhausted`).
-- **unknown**: the batch is halved and sent again, which may make a copy; a message alone is dead (`outcome_unknown`) after
-  more than `max_unknown` of them. With `on_unknown="dead"` there is no second try.
+- **reject**: the batch is halved and its messages are tried again at once, in no other company; a message that is rejected
+  alone is dead, with the destination's words. After `reject_streak` of these with no delivery between them the destination stops, and
+  its refusals kill nobody any more. A 413 also teaches the destination's size limit: later requests stay under it.
+- **retry** and **not sent**: the messages stay pending and wait for the destination. Only if it delivered something else since
+  a message's last failure does this say something about the message too: then its batch is halved and nobody is charged, and a
+  message alone is charged with a failure and put off. `max_failures` of them and it is dead (`exhausted`).
+- **unknown**: the batch is halved and sent again, which may make a copy. A message alone is charged, under the same condition
+  or if its worker died, and put off; it is dead (`outcome_unknown`) after more than `max_unknown` of them. With
+  `on_unknown="dead"` there is no second try.
+- Whatever charges the destination counts towards its breaker: `breaker_after` in a row open it, one probe at a time closes it,
+  and then uploads ramp up one by one.
 """
 
 #: What happened, the verdict, who is charged, what follows.

@@ -97,8 +97,9 @@ def furthest(connection: Connection, name: str) -> datetime | None:
         mine = (message.c.destination == name, message.c.lane == lane, pending, loose, ~message.c.scheduled)
         last = select(message.c.due_at).where(*mine).order_by(message.c.due_at.desc(), message.c.id.desc()).limit(1)
         found.append(connection.execute(last).scalar_one_or_none())
-    for table in (head, share):
-        due = (table.c.destination == name, table.c.due_at.is_not(None), ~table.c.scheduled)
+    going = (head.c.claimed_by.is_(None), head.c.blocked_by.is_(None))
+    for table, conditions in ((head, going), (share, ())):
+        due = (table.c.destination == name, table.c.due_at.is_not(None), ~table.c.scheduled, *conditions)
         found.append(connection.execute(select(func.max(table.c.due_at)).where(*due)).scalar_one())
     return max((each for each in found if each is not None), default=None)
 

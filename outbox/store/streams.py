@@ -152,5 +152,5 @@ def _unwritten(connection: Connection, streams: Collection[int]) -> set[int]:
 
 
 def _is_ready(first: Any, lane: Lane, when: When) -> bool:
-    come = first.due_at <= (when.chosen if first.scheduled else when.invented)
+    come = when.has_come(first.due_at, chosen=first.scheduled)
     return bool(first.state == State.PENDING and come and first.lane == lane)

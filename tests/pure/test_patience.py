@@ -170,9 +170,7 @@ def test_the_breaker_opens_after_its_number_of_failures_or_when_asked_to_wait(
 
 
 @given(before=BREAKERS, wait=st.none() | st.floats(0, 1e8), dice=st.floats(0, 1), credentials=st.booleans())
-def test_an_open_breaker_is_probed_within_its_cap(
-    before: Breaker, wait: float | None, dice: float, credentials: bool
-) -> None:
+def test_an_open_breaker_is_probed_within_its_cap(before: Breaker, wait: float | None, dice: float, credentials: bool) -> None:
     after = fault(before, dice=dice, wait=wait, credentials=credentials)
 
     assert before.failures + 1 == after.failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from outbox.policy import Policy
 from outbox.verdict import (
     TEXT_LIMIT,
     Delivered,
+    Facts,
     NotSent,
     Reject,
     Retry,
@@ -33,8 +35,16 @@ CAUTIOUS = replace(POLICY, on_unknown="dead")
 P, D, X = State.PENDING, State.DELIVERED, State.DEAD
 
 
-def settled(verdict: Verdict, batch: int = 1, *, policy: Policy = POLICY, recovered: bool = False, **fields: Any) -> Settlement:
-    return settle(message(7, **fields), verdict, batch, policy, NOW, 1.0, recovered=recovered)
+def settled(
+    verdict: Verdict,
+    batch: int = 1,
+    *,
+    policy: Policy = POLICY,
+    recovered: bool = False,
+    spared: bool = False,
+    **fields: Any,
+) -> Settlement:
+    return settle(message(7, **fields), verdict, batch, policy, NOW, 1.0, recovered=recovered, spared=spared)
 
 
 # One line of the design's table each: what happened, and (state, reason, failures, unknowns, batch_limit) afterwards, where
@@ -42,25 +52,30 @@ def settled(verdict: Verdict, batch: int = 1, *, policy: Policy = POLICY, recove
 ROWS: list[tuple[str, Verdict, int, bool, Policy, tuple[Any, ...]]] = [
     ("delivered alone", Delivered(), 1, False, POLICY, (D, None, 1, 1, None)),
     ("delivered in a batch", Delivered(), 9, True, POLICY, (D, None, 1, 1, None)),
-    ("rejected alone", Reject(), 1, False, POLICY, (X, Reason.REJECTED, 1, 1, None)),
-    ("rejected alone, as too large", Reject(reason=Reason.TOO_LARGE), 1, False, POLICY, (X, Reason.TOO_LARGE, 1, 1, None)),
+    ("rejected alone", Reject(), 1, False, POLICY, (X, Reason.REJECTED, 1, 1, 1)),
+    ("rejected alone, as too large", Reject(reason=Reason.TOO_LARGE), 1, False, POLICY, (X, Reason.TOO_LARGE, 1, 1, 1)),
     ("rejected in a batch of 2", Reject(), 2, False, POLICY, (P, None, 1, 1, 1)),
-    ("rejected in a batch of 3", Reject(), 3, False, POLICY, (P, None, 1, 1, 1)),
+    ("rejected in a batch of 3", Reject(), 3, False, POLICY, (P, None, 1, 1, 2)),
     ("rejected in a batch of 100", Reject(), 100, True, POLICY, (P, None, 1, 1, 50)),
-    ("too large in a batch", Reject(reason=Reason.TOO_LARGE), 7, False, POLICY, (P, None, 1, 1, 3)),
+    ("too large in a batch", Reject(reason=Reason.TOO_LARGE), 7, False, POLICY, (P, None, 1, 1, 4)),
     ("destination's fault", Retry(), 1, False, POLICY, (P, None, 1, 1, None)),
     ("destination's fault, in a batch", Retry(), 8, False, POLICY, (P, None, 1, 1, None)),
     ("destination's fault, which recovered since", Retry(), 1, True, POLICY, (P, None, 2, 1, None)),
-    ("the same, in a batch", Retry(), 8, True, POLICY, (P, None, 2, 1, None)),
+    ("the same, in a batch", Retry(), 8, True, POLICY, (P, None, 1, 1, 4)),
+    ("the same, in a batch of 3", Retry(), 3, True, POLICY, (P, None, 1, 1, 2)),
     ("credentials refused", Retry(credentials=True), 1, False, POLICY, (P, None, 1, 1, None)),
     ("not sent", NotSent(), 1, False, POLICY, (P, None, 1, 1, None)),
     ("not sent, in a batch", NotSent(), 8, False, POLICY, (P, None, 1, 1, None)),
     ("not sent, destination recovered since", NotSent(), 1, True, POLICY, (P, None, 2, 1, None)),
+    ("the same, in a batch of 9", NotSent(), 9, True, POLICY, (P, None, 1, 1, 5)),
     ("stop asked before the send", NotSent(charged=False), 1, True, POLICY, (P, None, 1, 1, None)),
     ("stop asked, in a batch", NotSent(charged=False), 8, True, POLICY, (P, None, 1, 1, None)),
     ("unknown alone", Unknown(), 1, False, POLICY, (P, None, 1, 1, None)),
     ("unknown alone, destination recovered since", Unknown(), 1, True, POLICY, (P, None, 1, 2, None)),
-    ("unknown in a batch of 5", Unknown(), 5, False, POLICY, (P, None, 1, 1, 2)),
+    ("unknown in a batch of 5", Unknown(), 5, False, POLICY, (P, None, 1, 1, 3)),
+    ("unknown in a batch of 5, destination recovered since", Unknown(), 5, True, POLICY, (P, None, 1, 1, 3)),
+    ("the worker is gone, alone", Unknown(gone=True), 1, True, POLICY, (P, None, 1, 2, None)),
+    ("the worker is gone, with a batch of 5", Unknown(gone=True), 5, True, POLICY, (P, None, 1, 1, 3)),
     ("unknown in a batch of 2", Unknown(), 2, False, POLICY, (P, None, 1, 1, 1)),
     ("unknown alone, on_unknown=dead", Unknown(), 1, False, CAUTIOUS, (X, Reason.OUTCOME_UNKNOWN, 1, 2, None)),
 ]
@@ -138,6 +153,132 @@ def test_everything_else_leaves_the_due_time_alone(verdict: Verdict, batch: int)
     assert settled(verdict, batch).due_at is None
 
 
+@pytest.mark.parametrize("verdict", [Retry(), NotSent(), Unknown(), Unknown(gone=True), Reject()], ids=repr)
+def test_a_halved_batch_goes_on_at_once(verdict: Verdict) -> None:
+    after = settled(verdict, 2, recovered=True, failures=1, unknowns=1)
+
+    assert (State.PENDING, 1, None, 1, 1) == (
+        after.state,
+        after.batch_limit,
+        after.due_at,
+        after.failures,
+        after.unknowns,
+    )
+
+
+@pytest.mark.parametrize("unknowns", [0, 1])
+def test_an_unknown_that_counts_waits_for_its_back_off(unknowns: int) -> None:
+    after = settled(Unknown(), recovered=True, unknowns=unknowns)
+
+    assert NOW + timedelta(seconds=(10.0, 20.0)[unknowns]) == after.due_at
+
+
+def test_a_worker_that_died_has_cost_time_enough_already() -> None:
+    assert settled(Unknown(gone=True), recovered=True).due_at is None
+
+
+def test_a_schedule_is_kept_to_whatever_the_dice_say() -> None:
+    policy = replace(POLICY, backoff_schedule=(5, 60))
+
+    waits = [settle(message(failures=n), Retry(), 1, policy, NOW, 0.1, recovered=True).due_at for n in (0, 1)]
+
+    assert [NOW + timedelta(seconds=5), NOW + timedelta(seconds=60)] == waits
+
+
+# One that was refused where everything is refused.
+
+
+@pytest.mark.parametrize("reason", [Reason.REJECTED, Reason.TOO_LARGE])
+def test_a_message_that_is_spared_stays_alive_and_goes_alone(reason: Reason) -> None:
+    after = settled(Reject(reason=reason), spared=True, failures=1, unknowns=1, batch_limit=4)
+
+    assert Settlement(State.PENDING, Outcome.REJECT, 1, 1, 1) == after
+
+
+def test_a_batch_that_is_refused_is_halved_all_the_same() -> None:
+    assert settled(Reject(), 4) == settled(Reject(), 4, spared=True)
+
+
+@pytest.mark.parametrize(
+    "verdict", [Delivered(), Retry(), Unknown(), NotSent(), NotSent(accused=7, reason=Reason.FILE_MISSING)], ids=repr
+)
+@pytest.mark.parametrize("recovered", [False, True])
+def test_nothing_but_a_refusal_is_spared(verdict: Verdict, recovered: bool) -> None:
+    last = {"recovered": recovered, "failures": 2, "unknowns": 2}
+
+    assert settled(verdict, **last) == settled(verdict, spared=True, **last)
+
+
+# One that a worker may have died of.
+
+
+def test_a_message_that_travelled_alone_when_its_worker_died_is_suspect() -> None:
+    assert settled(Unknown(gone=True), recovered=True).suspect
+
+
+@pytest.mark.parametrize("batch", [2, 100])
+def test_of_a_batch_whose_worker_died_nobody_is_suspect_yet(batch: int) -> None:
+    assert not settled(Unknown(gone=True), batch, recovered=True).suspect
+
+
+@pytest.mark.parametrize("recovered", [False, True])
+def test_no_answer_makes_nobody_suspect(recovered: bool) -> None:
+    assert not settled(Unknown(), recovered=recovered).suspect
+
+
+@pytest.mark.parametrize("recovered", [False, True])
+@pytest.mark.parametrize(
+    ("verdict", "spared"),
+    [(Retry(), False), (NotSent(), False), (NotSent(charged=False), False), (Unknown(), False), (Reject(), True)],
+    ids=repr,
+)
+def test_suspicion_lasts_until_the_end(verdict: Verdict, spared: bool, recovered: bool) -> None:
+    assert settled(verdict, recovered=recovered, spared=spared, suspect=True).suspect
+
+
+def test_a_message_that_kills_every_worker_is_dead_in_the_end() -> None:
+    here, deaths = message(7), 0
+    while True:
+        after = settle(here, Unknown(gone=True), 1, POLICY, NOW, 1.0, recovered=True)
+        deaths += 1
+        if after.state is State.DEAD:
+            break
+        here = replace(here, unknowns=after.unknowns, suspect=after.suspect)
+
+    assert (Reason.OUTCOME_UNKNOWN, POLICY.max_unknown + 1) == (after.reason, deaths)
+
+
+# What is kept of the words.
+
+WORDS = Facts(400, 1204, "Model validate failed")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "policy", "fields"),
+    [
+        (Reject(WORDS), POLICY, {}),
+        (Reject(WORDS, Reason.TOO_LARGE), POLICY, {}),
+        (Retry(WORDS), POLICY, {"failures": 2}),
+        (NotSent(WORDS), POLICY, {"failures": 2}),
+        (NotSent(WORDS, charged=False, accused=7, reason=Reason.FILE_MISSING), POLICY, {}),
+        (Unknown(WORDS), POLICY, {"unknowns": 2}),
+        (Unknown(WORDS), CAUTIOUS, {}),
+    ],
+    ids=repr,
+)
+def test_a_dead_message_keeps_what_was_said_about_it(verdict: Verdict, policy: Policy, fields: dict[str, Any]) -> None:
+    after = settled(verdict, policy=policy, recovered=True, **fields)
+
+    assert (State.DEAD, "Model validate failed") == (after.state, after.text)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "batch"), [(Reject(WORDS), 2), (Retry(WORDS), 1), (Unknown(WORDS), 1), (Delivered(WORDS), 1)], ids=repr
+)
+def test_words_about_a_message_that_is_not_dead_are_its_deliverys_alone(verdict: Verdict, batch: int) -> None:
+    assert settled(verdict, batch).text is None
+
+
 @pytest.mark.parametrize("recovered", [False, True])
 @pytest.mark.parametrize(
     ("verdict", "remembered"),
@@ -189,14 +330,14 @@ VERDICTS = st.one_of(
     st.just(Delivered()),
     st.builds(Retry, wait=st.none() | st.floats(0, 1e6), credentials=st.booleans()),
     st.builds(Reject, reason=st.sampled_from([Reason.REJECTED, Reason.TOO_LARGE])),
-    st.just(Unknown()),
+    st.builds(Unknown, gone=st.booleans()),
     st.builds(NotSent, charged=st.booleans()),
     st.builds(NotSent, charged=st.just(False), accused=st.sampled_from([1, 2]), reason=st.just(Reason.FILE_CHANGED)),
 )
 
 
 @given(
-    walk=st.lists(st.tuples(VERDICTS, st.integers(1, 100), st.booleans(), st.floats(0, 1)), max_size=40),
+    walk=st.lists(st.tuples(VERDICTS, st.integers(1, 100), st.booleans(), st.booleans(), st.floats(0, 1)), max_size=40),
     policy=st.builds(
         Policy,
         max_failures=st.integers(1, 6),
@@ -205,14 +346,14 @@ VERDICTS = st.one_of(
     ),
 )
 def test_on_any_way_counters_never_fall_and_the_end_is_the_end(
-    walk: list[tuple[Verdict, int, bool, float]], policy: Policy
+    walk: list[tuple[Verdict, int, bool, bool, float]], policy: Policy
 ) -> None:
     here = message(1, attempt=0)
-    for verdict, fellows, recovered, dice in walk:
+    for verdict, fellows, recovered, spared, dice in walk:
         size = min(fellows, here.batch_limit or fellows)
         here = replace(here, attempt=here.attempt + 1)
 
-        after = settle(here, verdict, size, policy, NOW, dice, recovered=recovered)
+        after = settle(here, verdict, size, policy, NOW, dice, recovered=recovered, spared=spared)
 
         assert after.failures in (here.failures, here.failures + 1)
         assert after.unknowns in (here.unknowns, here.unknowns + 1)
@@ -222,27 +363,34 @@ def test_on_any_way_counters_never_fall_and_the_end_is_the_end(
         assert (after.state is State.DELIVERED) == isinstance(verdict, Delivered)
         assert after.due_at is None or (after.state is State.PENDING and after.due_at >= NOW)
         if after.batch_limit != here.batch_limit:
-            assert after.batch_limit == size // 2 >= 1
+            assert after.batch_limit == (size + 1) // 2 <= (here.batch_limit or size)
+        assert size == 1 or (here.failures, here.unknowns) == (after.failures, after.unknowns) or after.state is State.DEAD
         if after.state is State.PENDING:
             assert after.failures < policy.max_failures
             assert after.unknowns <= policy.max_unknown
         else:
             return
-        here = replace(here, failures=after.failures, unknowns=after.unknowns, batch_limit=after.batch_limit)
+        here = replace(
+            here,
+            failures=after.failures,
+            unknowns=after.unknowns,
+            batch_limit=after.batch_limit,
+            suspect=after.suspect,
+        )
 
 
 @given(st.integers(1, 10_000))
-def test_a_batch_refused_again_and_again_comes_down_to_one_message(size: int) -> None:
-    rounds = 0
+def test_a_batch_refused_again_and_again_comes_down_to_one_message(given_size: int) -> None:
+    size, rounds = given_size, 0
     while size > 1:
         after = settled(Reject(), size)
         assert after.batch_limit is not None
-        assert 1 <= after.batch_limit <= size / 2
+        assert size / 2 <= after.batch_limit < size
         size = after.batch_limit
         rounds += 1
 
     assert settled(Reject(), size).state is State.DEAD
-    assert rounds <= 14
+    assert math.ceil(math.log2(given_size)) == rounds
 
 
 @pytest.mark.parametrize(
