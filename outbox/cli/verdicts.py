@@ -29,8 +29,8 @@ SETTLING = """\
 
 - **delivered**: every message of the batch is delivered.
 - **reject**: the batch is halved and its messages are tried again at once, in no other company; a message that is rejected
-  alone is dead, with the destination's words. After `reject_streak` of these with no delivery between them the destination stops, and
-  its refusals kill nobody any more. A 413 also teaches the destination's size limit: later requests stay under it.
+  alone is dead, with the destination's words. After `reject_streak` of these with no delivery between them the destination
+  stops, and its refusals kill nobody any more. A 413 also teaches the destination's size limit: later requests stay under it.
 - **retry** and **not sent**: the messages stay pending and wait for the destination. Only if it delivered something else since
   a message's last failure does this say something about the message too: then its batch is halved and nobody is charged, and a
   message alone is charged with a failure and put off. `max_failures` of them and it is dead (`exhausted`).
