@@ -10,10 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+_SLEEPLESS: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
 
 def utc_now() -> datetime:
     """The wall clock, as an aware instant."""
     return datetime.now(UTC)
+
+
+def uptime() -> float:
+    """Seconds on a clock that nobody sets; where the system has such a one, it goes on while the machine sleeps."""
+    return time.clock_gettime(_SLEEPLESS) if _SLEEPLESS is not None else time.monotonic()
 
 
 def uuid7(milliseconds: int | None = None) -> str:
@@ -33,6 +40,6 @@ class Ambient:
     """The only door to time, randomness and identity; tests hand in their own."""
 
     now: Callable[[], datetime] = utc_now
-    monotonic: Callable[[], float] = time.monotonic
+    monotonic: Callable[[], float] = uptime
     new_id: Callable[[], str] = uuid7
     random: Callable[[], float] = random.random
