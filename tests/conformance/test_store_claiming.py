@@ -1,19 +1,22 @@
 """Claim: the oldest due messages, and the heads of streams, become one worker's and nobody else's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from outbox import Lane, State
 from outbox.database import Database
 from outbox.store import arriving, claiming, living
-from outbox.tables import delivery, head
+from outbox.tables import delivery, head, message
 from outbox.timekeeping import When
 from tests.factories import NOW, add_row, claim, dead, join, new_message, put, record, row_of, settlement, spooled, waiting
 
 Reopen = Callable[[], Database]
 SECOND = timedelta(seconds=1)
+RIGHT = When.certain(NOW)
 
 
 def test_a_claim_takes_what_is_due_oldest_first(database: Database) -> None:
@@ -281,3 +284,199 @@ def test_a_released_claim_can_be_made_again_under_the_next_number(database: Data
     assert second is not None
     assert [2] == [message.attempt for message in second.messages]
     assert first.delivery != second.delivery
+
+
+# Two times.
+
+AHEAD = When(NOW, chosen=NOW, invented=NOW + SECOND)
+
+
+def found(connection: sa.Connection, when: When) -> list[int]:
+    return [each.id for each in claiming.waiting(connection, "enos", Lane.NORMAL, when, 100, skip=False)]
+
+
+def test_what_a_producer_scheduled_waits_for_the_later_of_two_clocks_and_a_back_off_for_the_earlier(
+    database: Database,
+) -> None:
+    with database.begin() as connection:
+        put(connection, due_at=NOW + SECOND, scheduled=True)
+        put_off = put(connection, due_at=NOW + SECOND)
+
+        assert [put_off] == found(connection, AHEAD)
+        assert 2 == len(found(connection, When.certain(NOW + SECOND)))
+
+
+def test_the_same_holds_for_the_head_of_a_stream(database: Database) -> None:
+    with database.begin() as connection:
+        put(connection, ordering_key="scheduled", due_at=NOW + SECOND, scheduled=True)
+        put_off = put(connection, ordering_key="put off", due_at=NOW + SECOND)
+
+        assert [put_off] == found(connection, AHEAD)
+        assert 2 == len(found(connection, When.certain(NOW + SECOND)))
+
+
+def test_a_look_goes_by_the_same_two_times(database: Database) -> None:
+    lanes = list(Lane)
+    with database.begin() as connection:
+        put(connection, due_at=NOW + SECOND, scheduled=True)
+        put(connection, ordering_key="scheduled", due_at=NOW + SECOND, scheduled=True)
+        before = claiming.anything_due(connection, "enos", lanes, AHEAD)
+        put(connection, due_at=NOW + SECOND)
+
+        assert [False, True] == [before, claiming.anything_due(connection, "enos", lanes, AHEAD)]
+
+
+def test_a_scheduled_message_that_failed_once_waits_like_any_other(database: Database) -> None:
+    with database.begin() as connection:
+        message_id = put(connection, scheduled=True)
+        claimed = claim(connection)
+        assert claimed is not None
+
+        later = settlement(State.PENDING, "retry", failures=1, due_at=NOW + SECOND)
+        record(connection, claimed.delivery, "w1", {message_id: (1, later)}, NOW)
+
+        assert [message_id] == found(connection, AHEAD)
+
+
+def test_a_scheduled_message_that_was_given_back_is_still_scheduled(database: Database) -> None:
+    with database.begin() as connection:
+        message_id = put(connection, scheduled=True)
+        claimed = claim(connection)
+        assert claimed is not None
+        record(connection, claimed.delivery, "w1", {message_id: (1, settlement(State.PENDING, "not_sent"))}, NOW)
+
+        assert [] == found(connection, When(NOW, chosen=NOW - SECOND, invented=NOW))
+
+
+# How far away the furthest is.
+
+
+def test_the_furthest_is_of_those_that_nobody_scheduled(database: Database) -> None:
+    with database.begin() as connection:
+        assert claiming.furthest(connection, "enos") is None
+        put(connection, due_at=NOW + 9 * SECOND, scheduled=True)
+        put(connection, ordering_key="s", due_at=NOW + 9 * SECOND, scheduled=True)
+        put(connection, ordering_key="u", ordered=False, due_at=NOW + 9 * SECOND, scheduled=True)
+        assert claiming.furthest(connection, "enos") is None
+        put(connection, destination="elsewhere", due_at=NOW + 9 * SECOND)
+
+        put(connection, due_at=NOW)
+        assert NOW == claiming.furthest(connection, "enos")
+
+
+@pytest.mark.parametrize("lane", Lane)
+@pytest.mark.parametrize("place", [{}, {"ordering_key": "pump"}, {"ordering_key": "pump", "ordered": False}], ids=repr)
+def test_the_furthest_is_found_wherever_it_waits(database: Database, lane: Lane, place: dict[str, Any]) -> None:
+    with database.begin() as connection:
+        put(connection, due_at=NOW + SECOND)
+        put(connection, lane=lane, due_at=NOW + 5 * SECOND, **place)
+
+        assert NOW + 5 * SECOND == claiming.furthest(connection, "enos")
+
+
+@pytest.mark.parametrize("state", [State.DELIVERED, State.DEAD, State.CANCELLED, State.CLAIMED])
+def test_what_waits_no_more_is_not_the_furthest(database: Database, state: State) -> None:
+    with database.begin() as connection:
+        add_row(connection, state, due_at=NOW + SECOND)
+
+        assert claiming.furthest(connection, "enos") is None
+
+
+# Giving up what is too old.
+
+
+def expired(connection: sa.Connection, when: When = RIGHT, names: Sequence[str] = ("enos",), limit: int = 100) -> list[int]:
+    return [each.id for each in claiming.expired(connection, names, when, limit)]
+
+
+def test_messages_whose_time_is_over_are_found_wherever_they_wait_first_those_that_went_first(database: Database) -> None:
+    with database.begin() as connection:
+        second = put(connection, expires_at=NOW)
+        first = put(connection, expires_at=NOW - SECOND, lane=Lane.BULK, due_at=NOW + SECOND)
+        third = put(connection, expires_at=NOW, ordering_key="pump")
+        fourth = put(connection, expires_at=NOW, ordering_key="pump", ordered=False)
+        put(connection, expires_at=NOW + SECOND)
+        put(connection)
+        put(connection, expires_at=NOW, destination="elsewhere")
+        put(connection, expires_at=NOW, clock_plausible=False)
+
+        assert [first, second, third, fourth] == expired(connection)
+        assert [first, second] == expired(connection, limit=2)
+
+
+def test_while_the_time_is_in_dispute_nothing_expires_too_soon(database: Database) -> None:
+    with database.begin() as connection:
+        put(connection, expires_at=NOW + SECOND)
+
+        assert [] == expired(connection, When(NOW + 9 * SECOND, chosen=NOW, invented=NOW + 9 * SECOND))
+
+
+@pytest.mark.parametrize("state", [State.DELIVERED, State.DEAD, State.CANCELLED, State.CLAIMED])
+def test_only_what_waits_can_expire(database: Database, state: State) -> None:
+    with database.begin() as connection:
+        message_id = add_row(connection, state, expires_at=NOW)
+
+        assert [] == expired(connection)
+        claiming.expire(connection, [message_id], NOW)
+        assert state == row_of(connection, message_id).state
+
+
+def test_an_expired_message_is_dead_and_says_why(database: Database) -> None:
+    with database.begin() as connection:
+        loose, first, _ = put(connection), put(connection, ordering_key="pump"), put(connection, ordering_key="pump")
+
+        assert {row_of(connection, first).stream_id} == claiming.expire(connection, [loose, first], NOW)
+
+        for message_id in (loose, first):
+            row = row_of(connection, message_id)
+            assert (State.DEAD, "expired", NOW) == (row.state, row.reason, row.finished_at)
+            assert "expires_at" in row.reason_text
+
+
+def test_what_another_is_giving_up_is_passed_over(postgres_database: Database, reopen_postgres: Reopen) -> None:
+    with postgres_database.begin() as connection:
+        first, second = (put(connection, expires_at=NOW) for _ in range(2))
+    with reopen_postgres().begin() as other, postgres_database.begin() as connection:
+        assert [first] == expired(other, limit=1)
+        assert [second] == expired(connection)
+
+
+# Suspects.
+
+
+def test_a_suspect_is_under_way_from_its_claim_to_its_record(database: Database) -> None:
+    with database.begin() as connection:
+        put(connection)
+        put(connection, destination="elsewhere")
+        connection.execute(sa.update(message).values(suspect=True))
+        before = claiming.suspect_under_way(connection, "enos")
+        claimed = claim(connection)
+        assert claimed is not None
+        during = [claiming.suspect_under_way(connection, name) for name in ("enos", "elsewhere")]
+        record(connection, claimed.delivery, "w1", claimed.settled(state=State.PENDING, outcome="retry", suspect=True), NOW)
+
+        assert (False, [True, False], False) == (before, during, claiming.suspect_under_way(connection, "enos"))
+
+
+def test_of_those_who_have_nothing_against_them_none_is_suspect(database: Database) -> None:
+    with database.begin() as connection:
+        put(connection)
+        claimed = claim(connection)
+
+        assert claimed is not None
+        assert [False] == [each.suspect for each in claimed.messages]
+        assert not claiming.suspect_under_way(connection, "enos")
+
+
+@pytest.mark.parametrize("place", [{}, {"ordering_key": "pump"}, {"ordering_key": "pump", "ordered": False}], ids=repr)
+def test_a_claim_says_what_is_held_against_a_message(database: Database, place: dict[str, Any]) -> None:
+    with database.begin() as connection:
+        message_id = put(connection, expires_at=NOW + SECOND, **place)
+        connection.execute(sa.update(message).values(suspect=True, batch_limit=3, attempt=5))
+
+        (seen,) = waiting(connection)
+        claimed = claim(connection)
+
+    assert (message_id, True, 3, 5, NOW + SECOND) == (seen.id, seen.suspect, seen.batch_limit, seen.attempt, seen.expires_at)
+    assert claimed is not None
+    assert [(True, 3, 6)] == [(each.suspect, each.batch_limit, each.attempt) for each in claimed.messages]

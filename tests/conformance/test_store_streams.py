@@ -164,9 +164,11 @@ def test_a_person_waits_for_whoever_holds_the_streams_place(postgres_database: D
         kill(connection)
     with reopen_postgres().begin() as holder:
         holder.execute(sa.select(head.c.stream_id).with_for_update())
-        with pytest.raises(sa.exc.OperationalError, match="lock timeout"), postgres_database.begin() as connection:
+        with postgres_database.begin() as connection:
             connection.execute(sa.text("SET LOCAL lock_timeout = '100ms'"))
-            streams.forgive(connection, "enos", "pump", RIGHT)
+            with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
+                streams.forgive(connection, "enos", "pump", RIGHT)
+            connection.rollback()
 
     with postgres_database.begin() as connection:
         assert streams.forgive(connection, "enos", "pump", RIGHT)

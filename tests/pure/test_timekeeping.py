@@ -43,6 +43,18 @@ def test_a_clock_before_the_floor_was_never_set(now: datetime, expected: bool) -
     assert expected == plausible(now)
 
 
+@pytest.mark.parametrize(
+    ("away", "chosen", "invented"),
+    [(0, True, True), (1, False, True), (5, False, True), (6, False, False), (60, False, False), (61, False, True)],
+)
+def test_an_instant_has_come_by_who_said_it(away: float, chosen: bool, invented: bool) -> None:
+    when = When(NOW + seconds(5), chosen=NOW, invented=NOW + seconds(5), beyond=NOW + seconds(60))
+
+    come = [when.has_come(NOW + seconds(away), chosen=each) for each in (True, False)]
+
+    assert [chosen, invented] == come
+
+
 def test_with_a_clock_that_goes_right_there_is_one_time() -> None:
     clocks = Clocks()
 
@@ -74,7 +86,8 @@ def test_both_times_go_on_while_it_is_in_dispute_which_is_right() -> None:
 
     later = clocks.read(600)
 
-    assert When(*(each + seconds(600) for each in first)) == later
+    assert [first.chosen + seconds(600), first.invented + seconds(600)] == [later.chosen, later.invented]
+    assert later.now == later.invented
 
 
 def test_a_clock_that_was_never_set_is_believed_at_once_when_it_is_set() -> None:

@@ -18,6 +18,8 @@ from outbox.transport import Upload
 
 Story = dict[str, Any]
 
+log = logging.getLogger("outbox.tests")
+
 #: More deaths than this and the poison is not found any more.
 MOST_DEATHS = 60
 
@@ -50,7 +52,7 @@ def supervise(story: Story) -> int:
             try:
                 work(story)
             except BaseException:
-                logging.exception("the worker failed")
+                log.exception("the worker failed")
                 os._exit(1)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -307,26 +307,28 @@ def measured(bench: Bench) -> Bench:
     return bench
 
 
-@pytest.mark.parametrize("reset", BOTH.values(), ids=BOTH)
 @pytest.mark.parametrize("where", IN_REQUEST)
-def test_a_request_that_is_cut_is_never_delivered_and_never_doubled(measured: Bench, where: str, reset: bool) -> None:
-    measured.turn(Cut(request=IN_REQUEST[where](measured.road), reset=reset))
+def test_a_request_that_is_cut_is_never_delivered_and_never_doubled(measured: Bench, where: str) -> None:
+    place = IN_REQUEST[where](measured.road)
+    for reset in BOTH.values():
+        measured.turn(Cut(request=place, reset=reset))
 
-    assert measured.last("b") in ("not_sent", "unknown")
+    assert {"not_sent", "unknown"} >= {each for each, _ in outcomes(measured.place.database, "b")}
     assert 0 == measured.stored("b")
     measured.end()
     assert 1 == measured.stored("b")
 
 
-@pytest.mark.parametrize("reset", BOTH.values(), ids=BOTH)
 @pytest.mark.parametrize("where", IN_ANSWER)
-def test_a_request_whose_answer_is_cut_is_unknown(measured: Bench, where: str, reset: bool) -> None:
-    measured.turn(Cut(answer=IN_ANSWER[where](measured.road), reset=reset))
+def test_a_request_whose_answer_is_cut_is_unknown(measured: Bench, where: str) -> None:
+    place = IN_ANSWER[where](measured.road)
+    for reset in BOTH.values():
+        measured.turn(Cut(answer=place, reset=reset))
 
-    assert 1 == measured.stored("b")
-    assert "unknown" == measured.last("b")
-    measured.end()
     assert 2 == measured.stored("b")
+    assert [("unknown", None)] * 2 == outcomes(measured.place.database, "b")
+    measured.end()
+    assert 3 == measured.stored("b")
 
 
 @pytest.mark.parametrize("reset", BOTH.values(), ids=BOTH)
@@ -347,7 +349,7 @@ def test_a_connection_that_ends_after_the_last_byte_of_an_answer_costs_nothing(m
 @pytest.mark.slow
 def test_a_request_is_cut_at_every_place(measured: Bench) -> None:
     """One message, and each of its attempts gets a little further."""
-    stride = {"sqlite": 7, "postgresql": 61}[measured.place.engine.url.get_backend_name()]
+    stride = {"sqlite": 7, "postgresql": 127}[measured.place.engine.url.get_backend_name()]
     places = range(0, len(measured.road.request), stride)
     for number, place in enumerate(places):
         measured.turn(Cut(request=place, reset=number % 2 == 0))
@@ -361,8 +363,10 @@ def test_a_request_is_cut_at_every_place(measured: Bench) -> None:
 
 @pytest.mark.slow
 def test_an_answer_is_cut_at_every_place(measured: Bench) -> None:
-    stride = {"sqlite": 1, "postgresql": 13}[measured.place.engine.url.get_backend_name()]
-    cuts = [Cut(answer=place, reset=reset) for place in range(0, len(measured.road.answer), stride) for reset in BOTH.values()]
+    stride = {"sqlite": 2, "postgresql": 13}[measured.place.engine.url.get_backend_name()]
+    places = range(0, len(measured.road.answer), stride)
+    # A reset is noticed wherever it comes; a polite end is what looks like the end of an answer.
+    cuts = [*(Cut(answer=place, reset=False) for place in places), *(Cut(answer=place) for place in places[::7])]
     for cut in cuts:
         measured.turn(cut)
 
@@ -465,7 +469,7 @@ def test_a_large_upload_that_is_cut_in_the_middle_is_not_sent(place: Place, road
 
     assert [("not_sent", None)] == outcomes(place.database, "a")
     assert (State.PENDING, 0, 0) == tuple(column(place.database, "a", name) for name in ("state", "failures", "unknowns"))
-    bench.end()
+    make_bench(place, road).end()  # with as much time as a busy machine needs
     assert [False, True] == [request.stored for request in place.receiver.requests]
 
 

@@ -1,0 +1,352 @@
+"""What a person does to messages: which are chosen, what becomes of them, and what is noted of it."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Literal
+
+import pytest
+import sqlalchemy as sa
+
+from outbox import Lane, State
+from outbox.database import Database
+from outbox.model import FINAL, Reason, Selection
+from outbox.store import acting, arriving, keeping, streams
+from outbox.tables import audit, file, head
+from outbox.timekeeping import When
+from tests.factories import NOW, add_row, attempts_of, claim, put, record, row_of, spooled, waiting
+
+Reopen = Callable[[], Database]
+LATER = NOW + timedelta(hours=1)
+ENOS = Selection(destination="enos")
+Action = Literal["replay", "cancel"]
+
+
+def chosen(
+    connection: sa.Connection, action: Action, selection: Selection = ENOS, after: int = 0, limit: int = 500
+) -> list[int]:
+    return acting.choose(connection, action, selection, after, limit)
+
+
+def one_of_each(connection: sa.Connection) -> dict[State, int]:
+    return {state: add_row(connection, state) for state in State}
+
+
+def in_stream(connection: sa.Connection, number: int = 2) -> list[int]:
+    return [put(connection, ordering_key="pump") for _ in range(number)]
+
+
+def finish(connection: sa.Connection, **how: Any) -> list[int]:
+    """Claim what is due and settle it; the ids."""
+    claimed = claim(connection)
+    assert claimed is not None
+    record(connection, claimed.delivery, "w1", claimed.settled(**how))
+    return claimed.ids
+
+
+DEAD: dict[str, Any] = {
+    "state": State.DEAD,
+    "outcome": "reject",
+    "reason": Reason.REJECTED,
+    "text": "no such asset",
+    "batch_limit": 1,
+}
+
+# Choosing.
+
+
+@pytest.mark.parametrize(("action", "states"), [("replay", FINAL), ("cancel", {State.PENDING, State.DEAD})])
+def test_an_act_is_for_certain_states(database: Database, action: Action, states: set[State]) -> None:
+    with database.begin() as connection:
+        rows = one_of_each(connection)
+
+        assert sorted(rows[state] for state in states) == chosen(connection, action)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize(("action", "states"), [("replay", FINAL), ("cancel", {State.PENDING, State.DEAD})])
+def test_asking_for_a_state_narrows_and_never_widens(
+    database: Database, state: State, action: Action, states: set[State]
+) -> None:
+    with database.begin() as connection:
+        rows = one_of_each(connection)
+
+        assert ([rows[state]] if state in states else []) == chosen(connection, action, Selection(states=(state,)))
+
+
+def test_a_selection_narrows_by_everything_given(database: Database) -> None:
+    with database.begin() as connection:
+        a = add_row(connection, State.DEAD, key="a")
+        b = add_row(connection, State.DEAD, key="b", reason=Reason.EXPIRED)
+        c = add_row(connection, State.DEAD, key="c", destination="elsewhere")
+        d = add_row(connection, State.DELIVERED, key="d")
+        expected = {
+            Selection(ids=(a, d)): [a, d],
+            Selection(keys=("a", "c", "nobody")): [a, c],
+            Selection(ids=(a,), keys=("b",)): [a, b],
+            Selection(ids=(a, b, c), destination="enos"): [a, b],
+            Selection(destination="elsewhere"): [c],
+            Selection(reasons=(Reason.EXPIRED,)): [b],
+            Selection(reasons=(Reason.EXPIRED, Reason.REJECTED), keys=("a", "b")): [a, b],
+            Selection(states=(State.DELIVERED,)): [d],
+            Selection(states=(State.DELIVERED,), reasons=(Reason.EXPIRED,)): [],
+            Selection(ids=(a,), keys=("b",), destination="elsewhere"): [],
+            Selection(destination="nobody"): [],
+        }
+
+        assert expected == {selection: chosen(connection, "replay", selection) for selection in expected}
+
+
+def test_a_selection_by_ordering_key_is_of_that_keys_stream(database: Database) -> None:
+    with database.begin() as connection:
+        mine = in_stream(connection)
+        put(connection, ordering_key="fan")
+        elsewhere = put(connection, ordering_key="pump", destination="elsewhere")
+        put(connection)
+
+        assert [*mine, elsewhere] == chosen(connection, "cancel", Selection(ordering_key="pump"))
+        assert mine == chosen(connection, "cancel", Selection(ordering_key="pump", destination="enos"))
+
+
+def test_messages_are_chosen_a_handful_at_a_time_by_id(database: Database) -> None:
+    with database.begin() as connection:
+        ids = [add_row(connection, State.DEAD) for _ in range(5)]
+
+        assert ids[:2] == chosen(connection, "replay", limit=2)
+        assert ids[2:4] == chosen(connection, "replay", after=ids[1], limit=2)
+        assert ids[4:] == chosen(connection, "replay", after=ids[3], limit=2)
+
+
+def test_what_another_is_changing_is_passed_over(postgres_database: Database, reopen_postgres: Reopen) -> None:
+    with postgres_database.begin() as connection:
+        _, second, third = (put(connection) for _ in range(3))
+    with reopen_postgres().begin() as other:
+        claim(other, limit=1)
+
+        with postgres_database.begin() as connection:
+            connection.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
+            assert [second, third] == chosen(connection, "cancel")
+
+
+# Replaying.
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+def test_a_replayed_message_starts_afresh_and_its_tries_are_kept(database: Database, state: State) -> None:
+    before: dict[str, Any] = {"attempt": 7, "failures": 3, "unknowns": 2, "batch_limit": 1, "suspect": True, "faulted_in": 9}
+    before |= {"expires_at": NOW, "scheduled": True, "reason_text": "no such asset"}
+    with database.begin() as connection:
+        message_id = add_row(connection, state, **before)
+
+        assert [message_id] == acting.replay(connection, [message_id], LATER)
+
+        row = row_of(connection, message_id)
+    assert (State.PENDING, None, None, None) == (row.state, row.reason, row.reason_text, row.finished_at)
+    assert (7, 0, 0, 1, 1) == (row.attempt, row.failures, row.unknowns, row.replays, row.batch_limit)
+    assert (LATER, False, None, False, None) == (row.due_at, row.scheduled, row.expires_at, row.suspect, row.faulted_in)
+
+
+def test_a_replayed_message_is_numbered_on_and_keeps_its_attempts(database: Database) -> None:
+    with database.begin() as connection:
+        message_id = put(connection)
+        finish(connection, **DEAD)
+        acting.replay(connection, [message_id], NOW)
+
+        again = claim(connection, lane=Lane.BULK)
+
+        assert again is not None
+        assert [2] == [each.attempt for each in again.messages]
+        assert [1] == [each.batch_limit for each in again.messages], "refused alone once, it goes alone"
+        record(connection, again.delivery, "w1", again.settled())
+        assert [(1, "reject", None), (2, "delivered", None)] == attempts_of(connection, message_id)
+
+
+@pytest.mark.parametrize(
+    ("lane", "expected"),
+    [(Lane.NORMAL, Lane.BULK), (Lane.EXPRESS, Lane.BULK), (Lane.BULK, Lane.BULK), (Lane.LARGE, Lane.LARGE)],
+)
+def test_replays_wait_in_the_bulk_lane_but_large_ones_in_theirs(database: Database, lane: Lane, expected: Lane) -> None:
+    with database.begin() as connection:
+        message_id = add_row(connection, State.DEAD, lane=lane)
+
+        acting.replay(connection, [message_id], NOW)
+
+        assert expected == row_of(connection, message_id).lane
+        assert [message_id] == [each.id for each in waiting(connection, expected)]
+
+
+def test_a_message_is_replayed_as_often_as_a_person_likes(database: Database) -> None:
+    with database.begin() as connection:
+        message_id = add_row(connection, State.CANCELLED)
+        for _ in range(3):
+            acting.replay(connection, [message_id], NOW)
+            acting.cancel(connection, [message_id], NOW)
+
+        assert 3 == row_of(connection, message_id).replays
+
+
+def test_a_message_that_has_lost_a_file_is_not_replayed(database: Database) -> None:
+    kept, lost = spooled(), spooled()
+    with database.begin() as connection:
+        for each in (kept, lost):
+            arriving.add_file(connection, each, NOW)
+        whole, broken = put(connection, files=[kept]), put(connection, files=[kept, lost])
+        finish(connection)
+        keeping.mark_freed(connection, [lost.name], NOW)
+
+        assert [whole] == acting.replay(connection, [whole, broken], NOW)
+
+        assert [State.PENDING, State.DELIVERED] == [row_of(connection, each).state for each in (whole, broken)]
+
+
+def test_the_files_of_a_replayed_message_stay(database: Database) -> None:
+    mine, others = spooled(), spooled()
+    with database.begin() as connection:
+        for each in (mine, others):
+            arriving.add_file(connection, each, NOW)
+        message_id = put(connection, files=[mine])
+        put(connection, files=[others])
+        finish(connection)
+        connection.execute(sa.update(file).values(free_at=LATER))
+
+        acting.replay(connection, [message_id], NOW)
+
+        assert [others.name] == keeping.files_to_free(connection, LATER, 10)
+        assert {mine.name} == keeping.still_needed(connection, [mine.name])
+
+
+def test_freeing_waits_for_a_replay_and_then_leaves_the_file(postgres_database: Database, reopen_postgres: Reopen) -> None:
+    photo = spooled()
+    with postgres_database.begin() as connection:
+        arriving.add_file(connection, photo, NOW, free_at=NOW)
+        message_id = put(connection, files=[photo])
+        finish(connection)
+    with reopen_postgres().begin() as person, postgres_database.begin() as connection:
+        acting.replay(person, chosen(person, "replay"), NOW)
+
+        assert [] == keeping.files_to_free(connection, LATER, 10)
+    with postgres_database.begin() as connection:
+        assert [] == keeping.files_to_free(connection, LATER, 10)
+        assert State.PENDING == row_of(connection, message_id).state
+
+
+def test_a_replayed_message_of_a_share_takes_its_turn_without_it(database: Database) -> None:
+    with database.begin() as connection:
+        message_id = put(connection, ordering_key="pump", ordered=False)
+        finish(connection)
+
+        acting.replay(connection, [message_id], NOW)
+
+        assert [message_id] == [each.id for each in waiting(connection, Lane.BULK)]
+
+
+def test_a_replayed_message_goes_before_those_behind_it_in_its_stream(database: Database) -> None:
+    with database.begin() as connection:
+        first, second = in_stream(connection)
+        finish(connection, **DEAD)
+        assert [] == waiting(connection)
+        release(connection, acting.replay(connection, [first], NOW))
+
+        replayed = claim(connection, lane=Lane.BULK)
+        assert replayed is not None
+        assert [first] == replayed.ids
+        assert [] == waiting(connection)
+        record(connection, replayed.delivery, "w1", replayed.settled())
+        assert [second] == [each.id for each in waiting(connection)]
+
+
+def release(connection: sa.Connection, ids: list[int], *, skip: bool = False) -> None:
+    skipping = ["enos"] if skip else []
+    for each in (True, False):
+        streams.release(connection, acting.streams_of(connection, ids, skipping, skip=each), When.certain(NOW), skip=each)
+
+
+# Cancelling.
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.DEAD])
+def test_a_cancelled_message_is_final_and_keeps_its_numbers(database: Database, state: State) -> None:
+    with database.begin() as connection:
+        message_id = add_row(connection, state, attempt=4, failures=2)
+
+        assert [message_id] == acting.cancel(connection, [message_id], LATER)
+
+        row = row_of(connection, message_id)
+        assert (State.CANCELLED, None, LATER, 4, 2) == (row.state, row.reason, row.finished_at, row.attempt, row.failures)
+        assert [] == waiting(connection)
+
+
+def test_a_stream_goes_on_without_its_cancelled_head(database: Database) -> None:
+    with database.begin() as connection:
+        first, second = in_stream(connection)
+
+        release(connection, acting.cancel(connection, [first], NOW))
+
+        assert [second] == [each.id for each in waiting(connection)]
+
+
+def test_a_stream_goes_on_when_the_dead_message_that_held_it_up_is_cancelled(database: Database) -> None:
+    with database.begin() as connection:
+        first, second = in_stream(connection)
+        finish(connection, **DEAD)
+
+        release(connection, acting.cancel(connection, [first], NOW))
+
+        assert [second] == [each.id for each in waiting(connection)]
+        assert connection.execute(sa.select(head.c.blocked_by)).scalar_one() is None
+
+
+def test_a_stream_all_of_which_is_cancelled_rests_and_wakes(database: Database) -> None:
+    with database.begin() as connection:
+        release(connection, acting.cancel(connection, in_stream(connection), NOW))
+        assert connection.execute(sa.select(head.c.due_at)).scalar_one() is None
+
+        assert in_stream(connection)[:1] == [each.id for each in waiting(connection)]
+
+
+def test_streams_are_told_apart_by_whether_their_destination_skips_the_dead(database: Database) -> None:
+    with database.begin() as connection:
+        mine = in_stream(connection)
+        elsewhere = put(connection, ordering_key="pump", destination="elsewhere")
+        loose = put(connection)
+        ids = [*mine, elsewhere, loose]
+        numbers = [row_of(connection, each).stream_id for each in (mine[0], elsewhere)]
+
+        assert [numbers[0]] == acting.streams_of(connection, ids, ["enos"], skip=True)
+        assert [numbers[1]] == acting.streams_of(connection, ids, ["enos"], skip=False)
+        assert numbers == sorted(acting.streams_of(connection, ids, [], skip=False))
+        assert [] == acting.streams_of(connection, [], [], skip=False)
+        assert [] == acting.streams_of(connection, [loose], ["enos"], skip=True)
+
+
+# Noting.
+
+
+def test_who_did_what_is_noted(database: Database) -> None:
+    with database.begin() as connection:
+        acting.note(connection, NOW, "ann", "replay", "destination enos", 7)
+
+        row = connection.execute(sa.select(audit)).one()
+
+    assert (NOW, "ann", "replay", "destination enos", 7) == (row.at, row.actor, row.action, row.selection, row.messages)
+
+
+def test_a_note_of_endless_words_is_cut(database: Database) -> None:
+    with database.begin() as connection:
+        acting.note(connection, NOW, "a" * 1000, "cancel", str(Selection(ids=tuple(range(10_000)))), 0)
+
+        row = connection.execute(sa.select(audit)).one()
+
+    assert (255, 10_000) == (len(row.actor), len(row.selection))
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(), "everything"),
+        (Selection(ids=(1, 2)), "ids 1, 2"),
+        (Selection(destination="enos", states=(State.DEAD, State.CANCELLED)), "destination enos; state dead or cancelled"),
+        (Selection(keys=("a",), reasons=(Reason.EXPIRED,), ordering_key="pump"), "keys a; reason expired; ordering key pump"),
+    ],
+)
+def test_a_selection_reads_as_a_sentence(selection: Selection, expected: str) -> None:
+    assert expected == str(selection)
