@@ -24,7 +24,7 @@ from outbox.errors import (
     TransportError,
     UnknownDestination,
 )
-from outbox.model import Enqueued, File, Lane, SpooledFile, State
+from outbox.model import Enqueued, File, Lane, Reason, Selection, SpooledFile, State
 from outbox.policy import Policy
 from outbox.secret import Secret, env, secret_file
 from outbox.spool import DirectorySpool, Spool
@@ -58,9 +58,11 @@ __all__ = [
     "Outbox",
     "OutboxError",
     "Policy",
+    "Reason",
     "Refused",
     "SchemaError",
     "Secret",
+    "Selection",
     "Spool",
     "SpoolError",
     "SpooledFile",

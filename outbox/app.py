@@ -38,7 +38,7 @@ from outbox.policy import SWEEP_GRACE
 from outbox.spool.base import Oversize, Spool
 from outbox.spool.directory import DirectorySpool
 from outbox.store import arriving, keeping, shares
-from outbox.timekeeping import plausible
+from outbox.timekeeping import Timekeeper, plausible
 
 
 class Outbox(Operations):
@@ -74,6 +74,7 @@ class Outbox(Operations):
             raise ConfigurationError(f"expected durability to be 'warn', 'strict' or 'ignore', got {durability!r}")
         self._durability = durability
         self._warn_lock = threading.Lock()
+        self._time = Timekeeper(self.ambient)
 
     def __repr__(self) -> str:
         return f"Outbox({self.database!r}, destinations={sorted(self.destinations)})"
@@ -105,7 +106,8 @@ class Outbox(Operations):
         """
         if not isinstance(session, Session | Connection | scoped_session):
             raise TypeError(f"expected a SQLAlchemy Session or Connection, got {type(session).__name__}")
-        now = self.ambient.now()
+        when = self._time.read()
+        now = when.now
         request = intake.examine(
             self.destination(destination),
             payload,
@@ -117,7 +119,7 @@ class Outbox(Operations):
             expires_at=expires_at,
             lane=lane,
             roots=self._roots,
-            now=now,
+            now=when.invented,  # an age counts from the later of two times: a clock that is set right ends no message early
         )
         attachments, fresh = self._spool_all(request)
         try:

@@ -38,7 +38,8 @@ def place(connection: Connection, result: Result, policy: Policy, now: datetime,
         return False  # the usual case, without a lock
     seen = breaker.standing(connection, result.destination, lock=True)
     if isinstance(verdict, Reject) and 413 in (verdict.facts.status, verdict.facts.code):
-        learned = taught(seen.learned, sum(each.size + each.file_bytes for each in result.messages), now)
+        size = sum(each.size + each.file_bytes for each in result.messages)
+        learned = taught(seen.learned, size, now, alone=result.size == 1)
         breaker.save_learned(connection, result.destination, learned)
     changed = _after(seen.breaker, result, policy, now, dice, answered=answered, charged=charged)
     if changed != seen.breaker:

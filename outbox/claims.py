@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -54,14 +55,14 @@ class Claims:
         self._time = Timekeeper(ambient)
         self._far: dict[str, _Far] = {}
         self._waits: dict[str, float] = {}
+        self._lead = itertools.count()
 
     def anything_due(self, name: str, lanes: Sequence[Lane]) -> bool:
         """Whether a claim could find something; reads only."""
-        policy = self._destinations[name].policy
         with self._database.read() as connection:
             when = self._look_far(connection, name)
             seen = breaker.standing(connection, name)
-            if passage(seen.breaker, when.now, policy) is Passage.NONE:
+            if self._passage(connection, name, seen, when) is Passage.NONE:
                 return False
             if not claiming.anything_due(connection, name, lanes, when):
                 return False
@@ -80,7 +81,7 @@ class Claims:
         if limited:
             # The turnstile: whoever wants to pass does so one after the other, so that what is counted stays true.
             seen = breaker.standing(connection, name, lock=True)
-        allowed = passage(seen.breaker, when.now, policy)
+        allowed = self._passage(connection, name, seen, when)
         if allowed is Passage.NONE:
             return None
         admitted = self._admitted(connection, name, lanes, seen, when.now) if limited else (lanes, None)
@@ -88,9 +89,10 @@ class Claims:
             return None
         lanes, bucket = admitted
         for lane in lanes:
-            if allowed is Passage.PROBE and lane is Lane.LARGE and self._smaller_due(connection, name, when):
-                continue  # knock with something small, if there is any
-            waiting = claiming.waiting(connection, name, lane, when, policy.batch_messages, skip=policy.on_dead == "skip")
+            if allowed is Passage.PROBE and lane is Lane.LARGE and not self._may_probe_large(connection, name, when):
+                continue
+            skip, lead = policy.on_dead == "skip", next(self._lead)
+            waiting = claiming.waiting(connection, name, lane, when, policy.batch_messages, skip=skip, lead=lead)
             waiting = self._without_expired(connection, policy, waiting, when)
             waiting = self._without_second_suspect(connection, name, waiting)
             if not waiting:
@@ -99,7 +101,7 @@ class Claims:
             if allowed is Passage.PROBE:
                 # The one tried least: a message that breaks its destination must not be the only one to knock.
                 taken = [min(waiting, key=lambda each: each.attempt)]
-                opened = after_probe_began(seen.breaker, when.now, taken[0].size + taken[0].file_bytes, policy)
+                opened = after_probe_began(seen.breaker, when.invented, policy)
                 if not breaker.move(connection, name, seen.breaker, opened, when.now):
                     return None
                 knock = opened.open_until
@@ -171,8 +173,18 @@ class Claims:
             lanes = [lane for lane in lanes if has_room(traffic, lane, policy.in_flight, seen.breaker.ramp)]
         return (lanes, bucket) if lanes else None
 
-    def _smaller_due(self, connection: Connection, name: str, when: When) -> bool:
-        return claiming.anything_due(connection, name, [lane for lane in Lane if lane is not Lane.LARGE], when)
+    def _passage(self, connection: Connection, name: str, seen: Standing, when: When) -> Passage:
+        """What the breaker lets a claim do. There is one probe at a time; a large one, which may take hours, does not count."""
+        allowed = passage(seen.breaker, when.invented, self._destinations[name].policy)
+        if allowed is Passage.PROBE and breaker.traffic(connection, name, probes=True).small:
+            return Passage.NONE
+        return allowed
+
+    def _may_probe_large(self, connection: Connection, name: str, when: When) -> bool:
+        """Whether a large message may knock: with nothing smaller due, and no other large one under way."""
+        if breaker.traffic(connection, name).large:
+            return False
+        return not claiming.anything_due(connection, name, [lane for lane in Lane if lane is not Lane.LARGE], when)
 
     def _without_expired(self, connection: Connection, policy: Policy, waiting: list[Waiting], when: When) -> list[Waiting]:
         """Those whose time is not over; the others are given up."""
@@ -188,9 +200,13 @@ class Claims:
 
         Else the innocent that happened to travel at the same time would go down with the guilty one again and again.
         """
-        if any(each.suspect for each in waiting) and claiming.suspect_under_way(connection, name):
-            return [each for each in waiting if not each.suspect]
-        return waiting
+        if not any(each.suspect for each in waiting):
+            return waiting
+        # Once more when nobody else can claim one, without waiting for that: the row stands out of the lock order here.
+        alone = not claiming.suspect_under_way(connection, name) and breaker.hold(connection, name)
+        if alone and not claiming.suspect_under_way(connection, name):
+            return waiting
+        return [each for each in waiting if not each.suspect]
 
 
 def _is_over(message: Waiting, when: When) -> bool:

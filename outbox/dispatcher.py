@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import blame
@@ -72,7 +73,7 @@ class Dispatcher:
         self._claiming = 0
         self._held: set[int] = set()
         self._unrecorded: list[Result] = []
-        self._untold: set[int] = set()
+        self._untold: set[tuple[str, int]] = set()
 
     def turn(self, name: str, lanes: Sequence[Lane], *, peek: bool = True) -> bool:
         """Claim one batch of a destination, send it and record what became of it.
@@ -157,21 +158,24 @@ class Dispatcher:
             if idle:
                 with self._database.begin() as connection:
                     streams.release(connection, idle, self._claims.when(name), skip=skip)
+            self._tell_shares(name)
+
+    def _tell_shares(self, name: str) -> None:
+        with self._lock:
+            untold = {each for each in self._untold if each[0] == name}
+        if untold:
+            with self._database.begin() as connection:
+                held = shares.release(connection, {share_id for _, share_id in untold}, self._claims.when(name))
             with self._lock:
-                untold, self._untold = self._untold, set()
-            if untold:
-                with self._database.begin() as connection:
-                    held = shares.release(connection, untold, self._claims.when(name))
-                with self._lock:
-                    self._untold |= held
+                self._untold -= {each for each in untold if each[1] not in held}
 
     def find_strays(self) -> None:
-        """Free shares that a worker which died in the wrong moment left at rest."""
+        """Find shares that were not told of a message: whoever should have told them died, or rolled back."""
         for name in self._destinations:
             with self._database.read() as connection:
                 found = shares.strayed(connection, name)
             with self._lock:
-                self._untold.update(found)
+                self._untold.update((name, each) for each in found)
 
     @property
     def holds(self) -> int:
@@ -238,10 +242,8 @@ class Dispatcher:
         policy = declared.policy if declared else Policy()
         verdict = replace(result.verdict, facts=fit_for_a_row(result.verdict.facts))
         with self._database.begin() as connection:
-            spared = blame.place(connection, result, policy, now, self._ambient.random())
-            ids = [message.id for message in result.messages]
-            charged = charges_destination(verdict)
-            recovered = recording.recovered(connection, result.destination, ids) if charged and result.witnessed else set(ids)
+            spared = blame.place(connection, result, policy, when.invented, self._ambient.random())
+            recovered = self._recovered(connection, result)
             settled = {
                 message.id: (
                     message.attempt,
@@ -272,8 +274,17 @@ class Dispatcher:
             if with_files and isinstance(verdict, Delivered):
                 recording.free_later(connection, with_files, now + FREE_AFTER)
         with self._lock:
-            self._untold |= recorded.shares
+            self._untold |= {(result.destination, each) for each in recorded.shares}
         return recorded.written
+
+    def _recovered(self, connection: Connection, result: Result) -> set[int]:
+        """Of the messages of a delivery, those whose failure says something about themselves; see `settle`."""
+        ids = [message.id for message in result.messages]
+        if not (result.witnessed and charges_destination(result.verdict)):
+            return set(ids)
+        if result.knock is not None:
+            return set()  # while the breaker is open, no message is charged with anything
+        return recording.recovered(connection, result.destination, ids)
 
     def _settle_left_behind(self, ids: Sequence[int], verdict: Verdict) -> int:
         if not ids:

@@ -100,13 +100,14 @@ class Bucket:
 def refilled(bucket: Bucket, now: datetime, policy: Policy) -> Bucket:
     """The bucket as it is now. A fleet that has never sent begins with one request, not with a burst.
 
-    Several clocks count: it follows the one that is ahead, and a step back of the clock neither fills nor stops it.
+    Several clocks count, and it follows the one that is ahead. A clock that stepped back by more than they may differ does not
+    stop it, and one that jumped ahead is worth no more than a burst.
     """
     if bucket.tokens is None or bucket.at is None:
         return Bucket(1.0, now)
     passed = (now - bucket.at).total_seconds()
     if passed < -_SKEW:
-        return Bucket(bucket.tokens, now)
+        return Bucket(max(1.0, bucket.tokens), now)  # one request, so that the new time is written down with it
     tokens = bucket.tokens + max(0.0, passed) * (policy.rate or 0.0)
     return Bucket(min(policy.bucket, tokens), max(bucket.at, now))
 
@@ -139,13 +140,16 @@ def learned_limit(learned: Learned, now: datetime) -> int | None:
     return int(learned.size * 2.0 ** min(age / LEARNED_DOUBLES_IN, 30))
 
 
-def taught(learned: Learned, refused: int, now: datetime) -> Learned:
+def taught(learned: Learned, refused: int, now: datetime, *, alone: bool = False) -> Learned:
     """What is known after a request of `refused` bytes was answered 413.
 
-    Half of it is tried next. What held so far, and was only being forgotten, holds again.
+    Half of it is tried next. What held so far, and was only being forgotten, holds again. A message that is refused even
+    `alone`, where larger requests may go, is too large in a way of its own: what its batches taught was not about requests.
     """
     if learned.size is not None and refused > learned.size:
         return Learned(learned.size, now)
+    if alone:
+        return Learned()
     if refused <= LEARNED_LEAST:
         return learned
     return Learned(max(refused // 2, LEARNED_LEAST), now)

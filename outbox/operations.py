@@ -86,25 +86,37 @@ class Operations:
             return acting.count(connection, action, selection)
 
     def _require_narrow(self, action: str, selection: Selection) -> None:
-        if selection == Selection():
+        if str(selection) == str(Selection()):  # also an empty list is no narrowing
             raise ConfigurationError(f"say which messages to {action}: by id, key, destination, state, reason or ordering key")
         if selection.destination is not None:
             self.destination(selection.destination)
 
     def _act(self, action: Literal["replay", "cancel"], selection: Selection, by: str) -> int:
         self._require_narrow(action, selection)
+        done, held = self._act_in_handfuls(action, selection, by)
+        for stream_id in sorted(held):
+            done += self._act_in_handfuls(action, selection, by, stream_id)[0]
+        return done
+
+    def _act_in_handfuls(
+        self, action: Literal["replay", "cancel"], selection: Selection, by: str, stream_id: int | None = None
+    ) -> tuple[int, set[int]]:
+        """How many messages it was done to, and the streams that were passed over because somebody held them."""
         skipping = [each.name for each in self.destinations.values() if each.policy.on_dead == "skip"]
-        done, after, more = 0, 0, True
-        while more:
+        done, after = 0, 0
+        held: set[int] = set()
+        while True:
             now = self.ambient.now()
             with self.database.begin() as connection:
-                chosen = acting.choose(connection, action, selection, after, HANDFUL)
+                chosen = acting.choose(connection, action, selection, after, HANDFUL, stream_id)
                 act = acting.replay if action == "replay" else acting.cancel
-                touched = act(connection, chosen, now)
+                touched = act(connection, chosen.ids, now)
                 for skip in (True, False):
                     mine = acting.streams_of(connection, touched, skipping, skip=skip)
                     streams.release(connection, mine, When.certain(now), skip=skip)
                 if touched:
                     acting.note(connection, now, by, action, str(selection), len(touched))
-            done, more, after = done + len(touched), bool(chosen), max(chosen, default=after)
-        return done
+            done, held = done + len(touched), held | chosen.held
+            if chosen.last is None:
+                return done, held
+            after = chosen.last

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from outbox.policy import GIB, Policy, clamp, doubling, send_deadline
+from outbox.policy import Policy, clamp, doubling
 
 
 class Stop(StrEnum):
@@ -48,15 +48,16 @@ def passage(breaker: Breaker, now: datetime, policy: Policy) -> Passage:
     if breaker.open_until is None:
         return Passage.FREE if breaker.stop is None else Passage.PROBE
     # Further away than anything said below: the clock that said it was wrong, or ours is.
-    longest = max(policy.probe_cap, send_deadline(GIB, policy))
-    invented = clamp(breaker.open_until, now, longest) == breaker.open_until
+    invented = clamp(breaker.open_until, now, policy.probe_cap) == breaker.open_until
     return Passage.NONE if invented and breaker.open_until > now else Passage.PROBE
 
 
-def after_probe_began(breaker: Breaker, now: datetime, size: int, policy: Policy) -> Breaker:
-    """The breaker while a probe is under way: open for as long as the probe may take, so a dead prober heals."""
-    wait = max(doubling(breaker.failures, policy.probe_first, policy.probe_cap), send_deadline(size, policy))
-    return replace(breaker, open_until=now + timedelta(seconds=wait))
+def after_probe_began(breaker: Breaker, now: datetime, policy: Policy) -> Breaker:
+    """The breaker when a probe begins: of several who would, the one who moves it does. It is open for the usual pause.
+
+    That the probe may take longer is told by its delivery, which is under way until then, or until its worker is gone.
+    """
+    return replace(breaker, open_until=now + timedelta(seconds=_pause(breaker, policy)))
 
 
 def after_silent_probe(breaker: Breaker, now: datetime) -> Breaker:
@@ -78,7 +79,9 @@ def after_rejected(breaker: Breaker, now: datetime, policy: Policy, *, alone: bo
     later = now + timedelta(seconds=policy.probe_cap)
     if breaker.stop is Stop.REJECT_STREAK:
         return replace(breaker, open_until=later, reject_streak=streak) if probe else breaker
-    if streak >= policy.reject_streak and breaker.stop is not Stop.PAUSE:
+    if streak >= policy.reject_streak and breaker.stop is Stop.PAUSE:
+        return replace(breaker, open_until=later, reject_streak=streak)  # after the pause, a probe first
+    if streak >= policy.reject_streak:
         return Breaker(open_until=later, stop=Stop.REJECT_STREAK, reject_streak=streak)
     return Breaker(stop=_kept(breaker), reject_streak=streak, ramp=_ramp(breaker, policy))
 
@@ -104,8 +107,7 @@ def after_fault(
     recovering = breaker.is_open or breaker.ramp is not None
     if wait is None and failed.failures < policy.breaker_after and not recovering:
         return failed
-    pause = doubling(failed.failures - policy.breaker_after + 1, policy.probe_first, policy.probe_cap)
-    spread = pause * (0.5 + dice / 2)
+    spread = _pause(failed, policy) * (0.5 + dice / 2)
     return replace(failed, open_until=now + timedelta(seconds=max(spread, min(wait or 0.0, policy.probe_cap))))
 
 
@@ -118,6 +120,11 @@ def resumed(breaker: Breaker, now: datetime) -> Breaker:
     """The breaker when a person lets the destination go on: at once, but by a probe if it was in trouble."""
     troubled = breaker.is_open or breaker.stop in (Stop.CREDENTIALS, Stop.REJECT_STREAK)
     return replace(breaker, open_until=now if troubled else None, stop=None, reject_streak=0)
+
+
+def _pause(breaker: Breaker, policy: Policy) -> float:
+    """Seconds between two probes: the longer the more of them failed."""
+    return doubling(breaker.failures - policy.breaker_after + 1, policy.probe_first, policy.probe_cap)
 
 
 def _kept(breaker: Breaker) -> Stop | None:

@@ -10,7 +10,6 @@ from typing import Literal
 from outbox.errors import ConfigurationError
 
 MIB = 1024 * 1024
-GIB = 1024 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)

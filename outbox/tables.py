@@ -199,10 +199,7 @@ unfinished = message.c.state.in_([literal_column("'pending'"), literal_column("'
 loose = and_(message.c.stream_id.is_(None), message.c.share_id.is_(None))
 in_share = and_(message.c.share_id.is_not(None), pending)
 expiring = and_(message.c.expires_at.is_not(None), pending)
-in_stream = and_(
-    message.c.stream_id.is_not(None),
-    message.c.state.in_([literal_column("'pending'"), literal_column("'claimed'"), literal_column("'dead'")]),
-)
+in_stream = and_(message.c.stream_id.is_not(None), unfinished)
 
 partial(
     "ix_outbox_message_due",

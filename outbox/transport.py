@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.cookiejar
 import io
 import secrets
@@ -261,12 +262,37 @@ class _Carrying:
         super().putrequest(*args, **named)  # type: ignore[misc]
 
 
+class _Head:
+    """The lines of an answer's head. The standard library takes an end in the midst of them for their end."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._stream.readline(limit)
+        if not line.endswith(b"\n") and len(line) < limit:
+            raise http.client.RemoteDisconnected("the answer ended within its head")
+        return line
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _Response(http.client.HTTPResponse):
+    def begin(self) -> None:
+        stream, self.fp = self.fp, _Head(self.fp)  # type: ignore[assignment]  # as much of a stream as the head needs
+        try:
+            super().begin()
+        finally:
+            self.fp = stream
+
+
 class _Connection(_Carrying, HTTPConnection):
-    pass
+    response_class = _Response
 
 
 class _SecureConnection(_Carrying, HTTPSConnection):
-    pass
+    response_class = _Response
 
 
 class _Pool(HTTPConnectionPool):

@@ -35,6 +35,7 @@ log = logging.getLogger("outbox.worker")
 _CHECKPOINT_EVERY = 10.0
 _FREE_EVERY = 60.0
 _EXPIRE_EVERY = 5.0
+_STRAYS_EVERY = 5.0
 _SWEEP_EVERY = 3600.0
 _LOOK_FOR_SIGNALS = 0.2
 #: A loop that is this many seconds late was let down by the scheduler, which follows the wall clock.
@@ -137,7 +138,6 @@ class Worker:
             breaker.declare(connection, self.outbox.destinations)
             breaker.try_again(connection, self.destinations, self.outbox.ambient.now())
         self._presence.arrive()
-        self._dispatcher.find_strays()
         log.info("worker %s delivers to %s", self.id, ", ".join(self.destinations), extra={"worker_id": self.id})
         try:
             self._pulse.start()
@@ -192,6 +192,7 @@ class Worker:
         return [
             every(_CHECKPOINT_EVERY, self.outbox.database.checkpoint, "checkpoint"),
             every(_EXPIRE_EVERY, self._dispatcher.expire, "expire"),
+            every(_STRAYS_EVERY, self._dispatcher.find_strays, "strays"),
             every(_FREE_EVERY, self.outbox.free_files, "free"),
             every(_SWEEP_EVERY, self.outbox.sweep, "sweep"),
         ]

@@ -11,6 +11,7 @@ branch_labels: Sequence[str] | None = None
 depends_on: Sequence[str] | None = None
 
 _PENDING = "state = 'pending'"
+_IN_STREAM = "stream_id IS NOT NULL AND state IN"
 _LOOSE = f"{_PENDING} AND stream_id IS NULL"
 
 
@@ -78,6 +79,11 @@ def upgrade() -> None:
     # A message that waits for a time and was never tried is one whose producer chose that time.
     op.execute("UPDATE outbox_message SET scheduled = TRUE WHERE state = 'pending' AND attempt = 0 AND due_at > created_at")
 
+    # Without the dead, which may be many: they have an index of their own.
+    op.drop_index("ix_outbox_message_stream", "outbox_message")
+    _partial(
+        "ix_outbox_message_stream", "outbox_message", ["stream_id", "stream_number"], f"{_IN_STREAM} ('pending', 'claimed')"
+    )
     op.drop_index("ix_outbox_message_due", "outbox_message")
     loose = f"{_PENDING} AND stream_id IS NULL AND share_id IS NULL"
     _partial("ix_outbox_message_due", "outbox_message", ["destination", "lane", "due_at", "id"], loose)
@@ -93,6 +99,9 @@ def downgrade() -> None:
     op.drop_index("ix_outbox_message_share", "outbox_message")
     op.drop_index("ix_outbox_message_due", "outbox_message")
     _partial("ix_outbox_message_due", "outbox_message", ["destination", "lane", "due_at", "id"], _LOOSE)
+    op.drop_index("ix_outbox_message_stream", "outbox_message")
+    in_stream = f"{_IN_STREAM} ('pending', 'claimed', 'dead')"
+    _partial("ix_outbox_message_stream", "outbox_message", ["stream_id", "stream_number"], in_stream)
     for column in ("scheduled", "share_id", "suspect", "reason_text"):
         op.drop_column("outbox_message", column)
     op.drop_index("ix_outbox_head_blocked", "outbox_head")

@@ -201,7 +201,10 @@ class Token:
 
     def _signed(self, transport: Transport, path: str, now: datetime, old: str | None) -> _Said:
         # Never the same millisecond twice, or the service takes the second call for a replay.
-        self._last_stamp = max(int(now.timestamp() * 1000), self._last_stamp + 1)
+        stamped = int(now.timestamp() * 1000)
+        # Further ahead than our own spread: the clock was wrong then, and must not be followed for as long as it was ahead.
+        ahead = 0 <= self._last_stamp - stamped <= SIGNATURES * _SPREAD
+        self._last_stamp = self._last_stamp + 1 if ahead else stamped
         stamp = str(self._last_stamp)
         key, secret = self._app_key.reveal(), self._app_secret.reveal()
         signature = hashlib.sha256(f"{key}{stamp}{secret}".encode()).hexdigest()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import ColumnElement, Connection, case, exists, func, insert, literal_column, or_, select, update
 
 from outbox.model import FINAL, Lane, Selection, State
-from outbox.tables import attachment, audit, file, head, message, stream
+from outbox.tables import attachment, audit, file, head, message, share, stream
+from outbox.verdict import cleaned
 
 Act: TypeAlias = Literal["replay", "cancel"]
 
@@ -17,19 +18,34 @@ Act: TypeAlias = Literal["replay", "cancel"]
 _FROM: dict[Act, frozenset[State]] = {"replay": FINAL, "cancel": frozenset({State.PENDING, State.DEAD})}
 
 
-def choose(connection: Connection, action: Act, selection: Selection, after: int, limit: int) -> list[int]:
-    """The next messages of a selection, by id, that the act may be done to; locked, and before them their streams.
+class Chosen(NamedTuple):
+    """Messages of a selection, locked, and before them their streams; and what was passed over."""
 
-    Waits for whoever holds one of the streams: a person shall not have to ask twice.
+    ids: list[int]
+    last: int | None  #: the last one looked at, be it passed over; None when there was none
+    held: set[int]  #: streams that somebody else holds at this moment, whose messages were passed over
+
+
+def choose(
+    connection: Connection, action: Act, selection: Selection, after: int, limit: int, stream_id: int | None = None
+) -> Chosen:
+    """The next messages of a selection, by id, that the act may be done to; with `stream_id`, those of one stream.
+
+    One stream is waited for. Of several none is: a producer that wakes two may hold one and wait for the other.
     """
-    conditions = (message.c.id > after, *_conditions(action, selection))
+    conditions = [message.c.id > after, *_conditions(action, selection)]
+    if stream_id is not None:
+        connection.execute(select(head.c.stream_id).where(head.c.stream_id == stream_id).with_for_update())
+        conditions.append(message.c.stream_id == stream_id)
     found = connection.execute(select(message.c.id, message.c.stream_id).where(*conditions).order_by(message.c.id).limit(limit))
     rows = found.all()
-    of_streams = {row.stream_id for row in rows if row.stream_id is not None}
-    held = select(head.c.stream_id).where(head.c.stream_id.in_(of_streams)).order_by(head.c.stream_id)
-    connection.execute(held.with_for_update())
-    still = select(message.c.id).where(message.c.id.in_([row.id for row in rows]), *conditions).order_by(message.c.id)
-    return list(connection.execute(still.with_for_update(skip_locked=True)).scalars())
+    wanted = {row.stream_id for row in rows if row.stream_id is not None}
+    free = select(head.c.stream_id).where(head.c.stream_id.in_(wanted)).order_by(head.c.stream_id)
+    ours = set(connection.execute(free.with_for_update(skip_locked=True)).scalars()) if wanted else set()
+    ids = [row.id for row in rows if row.stream_id is None or row.stream_id in ours]
+    still = select(message.c.id).where(message.c.id.in_(ids), *conditions).order_by(message.c.id)
+    chosen = list(connection.execute(still.with_for_update(skip_locked=True)).scalars())
+    return Chosen(chosen, max((row.id for row in rows), default=None), wanted - ours)
 
 
 def count(connection: Connection, action: Act, selection: Selection) -> int:
@@ -49,7 +65,9 @@ def _conditions(action: Act, selection: Selection) -> list[ColumnElement[bool]]:
     if selection.reasons:
         conditions.append(message.c.reason.in_(selection.reasons))
     if selection.ordering_key is not None:
-        conditions.append(exists().where(stream.c.id == message.c.stream_id, stream.c.ordering_key == selection.ordering_key))
+        ordered = exists().where(stream.c.id == message.c.stream_id, stream.c.ordering_key == selection.ordering_key)
+        unordered = exists().where(share.c.id == message.c.share_id, share.c.ordering_key == selection.ordering_key)
+        conditions.append(or_(ordered, unordered))
     return conditions
 
 
@@ -80,7 +98,8 @@ def replay(connection: Connection, ids: Collection[int], now: datetime) -> list[
     }
     statement = update(message).where(message.c.id.in_(ids), ~lost).values(afresh).returning(message.c.id)
     replayed = list(connection.execute(statement).scalars())
-    connection.execute(update(file).where(file.c.name.in_(names)).values(free_at=None))
+    needed = select(attachment.c.file).where(attachment.c.message_id.in_(replayed), attachment.c.file.in_(names))
+    connection.execute(update(file).where(file.c.name.in_(needed)).values(free_at=None))
     return replayed
 
 
@@ -102,5 +121,6 @@ def streams_of(connection: Connection, ids: Collection[int], skipping: Collectio
 
 def note(connection: Connection, now: datetime, by: str, action: str, selection: str, messages: int) -> None:
     """Who did what, to how many messages."""
-    values = {"at": now, "actor": by[:255], "action": action, "selection": selection[:10_000], "messages": messages}
+    words = {"actor": cleaned(by, 255), "selection": cleaned(selection, 10_000)}
+    values = {"at": now, "action": action, "messages": messages, **words}
     connection.execute(insert(audit).values(values))

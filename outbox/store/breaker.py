@@ -46,6 +46,12 @@ def standing(connection: Connection, name: str, *, lock: bool = False) -> Standi
     return Standing(breaker, Bucket(row.rate_tokens, row.rate_at), Learned(row.learned_bytes, row.learned_at))
 
 
+def hold(connection: Connection, name: str) -> bool:
+    """Lock a destination's row until this transaction ends, unless somebody else has; whether it is ours."""
+    statement = select(destination.c.name).where(destination.c.name == name).with_for_update(skip_locked=True)
+    return connection.execute(statement).one_or_none() is not None
+
+
 def read(connection: Connection, name: str, *, lock: bool = False) -> Breaker:
     """A destination's persisted patience; with `lock`, nobody changes it before this transaction ends."""
     return standing(connection, name, lock=lock).breaker
@@ -103,9 +109,12 @@ def save_learned(connection: Connection, name: str, learned: Learned) -> None:
     connection.execute(update(destination).where(destination.c.name == name).values(change))
 
 
-def traffic(connection: Connection, name: str) -> Traffic:
-    """Uploads to a destination that are under way in the whole fleet."""
-    under_way = (delivery.c.finished_at.is_(None), delivery.c.destination == name)
+def traffic(connection: Connection, name: str, *, probes: bool = False) -> Traffic:
+    """Uploads to a destination, or only the probes of it, that are under way in the whole fleet.
+
+    Those of a worker that died are until they are taken back.
+    """
+    under_way = [delivery.c.finished_at.is_(None), delivery.c.destination == name, *([delivery.c.probe] if probes else [])]
     counted = select(delivery.c.lane, func.count()).where(*under_way).group_by(delivery.c.lane)
     lanes = {lane: int(count) for lane, count in connection.execute(counted).all()}
     large = lanes.pop(Lane.LARGE, 0)

@@ -62,11 +62,14 @@ def _due(name: str, lane: Lane, when: When) -> tuple[ColumnElement[bool], ...]:
 _WAITING: tuple[Column[Any], ...] = tuple(message.c[name] for name in Waiting._fields)
 
 
-def waiting(connection: Connection, name: str, lane: Lane, when: When, limit: int, *, skip: bool) -> list[Waiting]:
+def waiting(
+    connection: Connection, name: str, lane: Lane, when: When, limit: int, *, skip: bool, lead: int = 0
+) -> list[Waiting]:
     """Due messages of a lane, locked; without those that others lock.
 
     Three queues take turns, so that none waits for the end of another: messages without an ordering key, oldest first; the
-    first of each stream; and the shares. `skip`: a stream goes on after a message of it has died.
+    first of each stream; and the shares. `lead` rotates which of them is first: a message that may not travel with the first,
+    since it was refused with others, becomes the first itself. `skip`: a stream goes on after a message of it has died.
     """
     statement = (
         select(*_WAITING)
@@ -80,7 +83,9 @@ def waiting(connection: Connection, name: str, lane: Lane, when: When, limit: in
         streams.take_heads(connection, name, lane, when, limit, _WAITING, skip=skip),
         shares.take(connection, name, lane, when, limit, _WAITING),
     )
-    return [Waiting(*row) for row in chain.from_iterable(zip_longest(*queues)) if row is not None]
+    first = lead % len(queues)
+    turned = (*queues[first:], *queues[:first])
+    return [Waiting(*row) for row in chain.from_iterable(zip_longest(*turned)) if row is not None]
 
 
 def suspect_under_way(connection: Connection, name: str) -> bool:

@@ -21,6 +21,7 @@ from outbox.tables import (
     destination,
     file,
     head,
+    in_share,
     in_stream,
     loose,
     message,
@@ -68,7 +69,7 @@ def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
     for name, total in connection.execute(held_up).all():
         of(name)["blocked_keys"] = total
     # A condition for each partial index, so that the delivered ones are never walked.
-    for condition in (and_(pending, loose), and_(pending, in_stream)):
+    for condition in (and_(pending, loose), and_(pending, in_stream), in_share):
         columns = (
             by_destination.label("destination"),
             func.count().label("messages"),
@@ -185,7 +186,7 @@ def put_off(connection: Connection, names: Collection[str]) -> dict[str, int]:
     """Per destination, messages that wait for another try after a failure of their own."""
     by_destination = message.c.destination.concat("")
     found: dict[str, int] = {}
-    for condition in (and_(pending, loose), and_(pending, in_stream)):
+    for condition in (and_(pending, loose), and_(pending, in_stream), in_share):
         failed = select(by_destination, func.count()).where(by_destination.in_(names), condition, message.c.failures > 0)
         for name, count in connection.execute(failed.group_by(by_destination)).all():
             found[name] = found.get(name, 0) + int(count)

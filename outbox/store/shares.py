@@ -14,6 +14,9 @@ from outbox.store.arriving import NewMessage
 from outbox.tables import has_come, in_share, message, share
 from outbox.timekeeping import When
 
+#: Subqueries in one statement.
+_TOGETHER = 100
+
 
 def due(name: str, lanes: Collection[Lane], when: When) -> ColumnElement[bool]:
     """The condition of a share that may have a message to claim."""
@@ -23,36 +26,50 @@ def due(name: str, lanes: Collection[Lane], when: When) -> ColumnElement[bool]:
 def join(connection: Connection, new: NewMessage, ordering_key: str) -> int:
     """The share that a message belongs to. It is not put to rest before the caller's transaction ends."""
     wanted = {"destination": new.destination, "ordering_key": ordering_key, "lane": new.lane}
-    connection.execute(insert_or_nothing(connection, share).values(wanted))
     found = select(share.c.id).where(*(share.c[name] == value for name, value in wanted.items()))
-    return int(connection.execute(found.with_for_update(read=True, key_share=True)).scalar_one())
+    mine = found.with_for_update(read=True, key_share=True)
+    share_id = connection.execute(mine).scalar_one_or_none()
+    if share_id is None:
+        # Only now: an INSERT would wait for whoever is waking a share that is there.
+        connection.execute(insert_or_nothing(connection, share).values(wanted))
+        share_id = connection.execute(mine).scalar_one()
+    return int(share_id)
 
 
 def wake(connection: Connection, share_id: int, new: NewMessage) -> None:
-    """A share at rest, or one that waits for something later, becomes due with its new message."""
+    """A share at rest, or one that waits for something later, becomes due with its new message.
+
+    One that somebody else is waking is passed over; should that one roll back, it is found as a stray.
+    """
     later = or_(share.c.due_at.is_(None), share.c.due_at > new.due_at)
+    mine = select(share.c.id).where(share.c.id == share_id, later).with_for_update(skip_locked=True, key_share=True)
+    free = list(connection.execute(mine).scalars())
     place = {"due_at": new.due_at, "scheduled": new.scheduled}
-    connection.execute(update(share).where(share.c.id == share_id, later).values(place))
+    connection.execute(update(share).where(share.c.id.in_(free)).values(place))
 
 
 def take(
     connection: Connection, name: str, lane: Lane, when: When, limit: int, columns: Sequence[Column[Any]]
 ) -> list[Row[Any]]:
-    """Due messages of the shares of a lane, locked: as many of each, the first of each before the second of any."""
+    """Due messages of the shares of a lane, locked: the first of each before the second of any."""
     waiting = select(share.c.id).where(due(name, [lane], when)).order_by(share.c.served, share.c.id).limit(limit)
     # Not FOR UPDATE, which would pass over every share that a producer is writing to.
     shares = list(connection.execute(waiting.with_for_update(skip_locked=True, key_share=True)).scalars())
     if not shares:
         return []
-    each_gets = max(1, limit // len(shares))
-    heads = [_firsts(each, when, each_gets) for each in shares]
-    ids = list(connection.execute(union_all(*(select(head.subquery()) for head in heads))).scalars())
+    # More than its part, so that a request is full although others have little.
+    each_gets = max(1, min(limit, 4 * limit // len(shares)))
+    heads = [select(_firsts(each, when, each_gets).subquery()) for each in shares]
+    ids: list[int] = []
+    while heads:  # a few at a time: SQLite takes 500 at most
+        some, heads = heads[:_TOGETHER], heads[_TOGETHER:]
+        ids += connection.execute(union_all(*some)).scalars()
     statement = select(*columns).where(message.c.id.in_(ids), in_share).order_by(message.c.due_at, message.c.id)
     rows = connection.execute(statement.with_for_update(skip_locked=True)).all()
     by_share = [[row for row in rows if row.share_id == each] for each in shares]
     if empty := [each for each, found in zip(shares, by_share, strict=True) if not found]:
         stand(connection, empty, when)
-    return [row for row in chain.from_iterable(zip_longest(*by_share)) if row is not None]
+    return [row for row in chain.from_iterable(zip_longest(*by_share)) if row is not None][:limit]
 
 
 def served(connection: Connection, shares: Collection[int], delivery_id: int, when: When) -> None:
@@ -70,11 +87,12 @@ def release(connection: Connection, shares: Collection[int], when: When) -> set[
 
 
 def strayed(connection: Connection, name: str) -> list[int]:
-    """Shares of a destination that are at rest although a message of theirs waits: whoever should have woken them died."""
-    waits = select(message.c.id).where(message.c.share_id == share.c.id, in_share).exists()
-    return list(
-        connection.execute(select(share.c.id).where(share.c.destination == name, share.c.due_at.is_(None), waits)).scalars()
-    )
+    """Shares of a destination that wait although a message of theirs does not, or not for as long."""
+    first = select(message.c.due_at).where(message.c.share_id == share.c.id, in_share)
+    waits_for = first.order_by(message.c.due_at, message.c.id).limit(1).scalar_subquery()
+    told = select(share.c.id, share.c.due_at, waits_for.label("waits_for")).where(share.c.destination == name).subquery()
+    late = and_(told.c.waits_for.is_not(None), or_(told.c.due_at.is_(None), told.c.due_at > told.c.waits_for))
+    return list(connection.execute(select(told.c.id).where(late)).scalars())
 
 
 def stand(connection: Connection, shares: Collection[int], when: When) -> None:
@@ -82,12 +100,17 @@ def stand(connection: Connection, shares: Collection[int], when: When) -> None:
     if not shares:
         return
     stood = connection.execute(_next_due(shares)).all()
-    resting = _unwritten(connection, [row.id for row in stood if row.next_due_at is None])
+    # What a producer commits while we look must not wait for what we found, which may be due much later.
+    later = [row.id for row in stood if row.next_due_at is None or row.next_due_at > when.now]
+    free = _unwritten(connection, later)
+    # What was committed while we took the lock is seen only by a statement that begins now.
+    again = {row.id: row for row in connection.execute(_next_due(free))} if free else {}
     moved = []
-    for row in stood:
-        due_at = row.next_due_at or (None if row.id in resting else when.now)
-        if due_at != row.due_at:
-            moved.append({"of": row.id, "due_at": due_at, "scheduled": bool(row.next_scheduled)})
+    for row in (again.get(row.id, row) for row in stood):
+        busy = row.id in later and row.id not in free
+        due_at, scheduled = (when.now, False) if busy else (row.next_due_at, bool(row.next_scheduled))
+        if (due_at, scheduled) != (row.due_at, row.scheduled):
+            moved.append({"of": row.id, "due_at": due_at, "scheduled": scheduled})
     if moved:
         place: dict[str, Any] = {"due_at": bindparam("due_at"), "scheduled": bindparam("scheduled")}
         connection.execute(update(share).where(share.c.id == bindparam("of")).values(place), moved)
@@ -99,7 +122,7 @@ def _next_due(shares: Collection[int]) -> Select[Any]:
     due_at = select(message.c.due_at).where(*mine).order_by(message.c.due_at, message.c.id).limit(1)
     scheduled = select(message.c.scheduled).where(*mine).order_by(message.c.due_at, message.c.id).limit(1)
     columns = (due_at.scalar_subquery().label("next_due_at"), scheduled.scalar_subquery().label("next_scheduled"))
-    return select(share.c.id, share.c.due_at, *columns).where(share.c.id.in_(shares)).order_by(share.c.id)
+    return select(share.c.id, share.c.due_at, share.c.scheduled, *columns).where(share.c.id.in_(shares)).order_by(share.c.id)
 
 
 def _unwritten(connection: Connection, shares: Collection[int]) -> set[int]:
@@ -107,10 +130,7 @@ def _unwritten(connection: Connection, shares: Collection[int]) -> set[int]:
     if not shares:
         return set()
     free = select(share.c.id).where(share.c.id.in_(shares)).order_by(share.c.id).with_for_update(skip_locked=True)
-    ids = set(connection.execute(free).scalars())
-    # What was committed while we took the lock is seen only by a statement that begins now.
-    busy = select(message.c.share_id).where(message.c.share_id.in_(ids), in_share).distinct()
-    return ids - set(connection.execute(busy).scalars())
+    return set(connection.execute(free).scalars())
 
 
 def _firsts(share_id: int, when: When, limit: int) -> Any:

@@ -93,21 +93,28 @@ def stand(connection: Connection, streams: Sequence[int], when: When, *, skip: b
         return {}
     first = select(message.c.id).where(message.c.stream_id == head.c.stream_id, in_stream, unfinished)
     at_head = first.order_by(message.c.stream_number).limit(1).correlate(head).scalar_subquery()
-    columns = (message.c.id, message.c.stream_id, message.c.state, message.c.due_at, message.c.scheduled, message.c.lane)
+    wanted = ("id", "stream_id", "stream_number", "state", "due_at", "scheduled", "lane")
+    columns = [message.c[name] for name in wanted]
     firsts = {
         row.stream_id: row
         for row in connection.execute(
             select(*columns).where(message.c.id.in_(select(at_head).where(head.c.stream_id.in_(streams))))
         )
     }
-    died = {} if skip else _deaths(connection, streams)
+    # One that stands before the first death goes on: it was forgiven and replayed.
+    died = {
+        each: death.id
+        for each, death in ({} if skip else _deaths(connection, streams)).items()
+        if each not in firsts or death.stream_number < firsts[each].stream_number
+    }
     stood = {row.stream_id: row for row in connection.execute(select(head).where(head.c.stream_id.in_(streams)))}
     without = [each for each in streams if each not in firsts]
     resting = _unwritten(connection, without) if without else set()
+    tried = _tried(connection, streams)
     moved: list[dict[str, Any]] = []
     for each in streams:
         row, was = firsts.get(each), stood[each]
-        if row is not None and row.state == State.CLAIMED:
+        if each in tried:
             continue  # its delivery goes on, and will come here when it ends
         place = {
             "claimed_by": None,
@@ -121,18 +128,23 @@ def stand(connection: Connection, streams: Sequence[int], when: When, *, skip: b
     if moved:
         places: dict[str, Any] = {name: bindparam(name) for name in moved[0] if name != "of"}
         connection.execute(update(head).where(head.c.stream_id == bindparam("of")).values(places), moved)
-    return {each: row for each, row in firsts.items() if each not in died}
+    return {each: row for each, row in firsts.items() if each not in died and each not in tried}
 
 
-def _deaths(connection: Connection, streams: Sequence[int]) -> dict[int, int]:
+def _tried(connection: Connection, streams: Collection[int]) -> set[int]:
+    """Of these streams, those of which a message is under way: not always the first, one before it may have been replayed."""
+    # claimed_by: so that the small index of claimed messages is used.
+    under_way = (claimed, message.c.claimed_by.is_not(None), message.c.stream_id.in_(streams))
+    return set(connection.execute(select(message.c.stream_id).where(*under_way)).scalars())
+
+
+def _deaths(connection: Connection, streams: Sequence[int]) -> dict[int, Any]:
     """The first message of each of these streams that died and was not forgiven."""
-    deaths = (
-        select(message.c.stream_id, func.min(message.c.id).label("first"))
-        .join(head, message.c.stream_id == head.c.stream_id)
-        .where(head.c.stream_id.in_(streams), dead_in_stream, message.c.stream_number > head.c.forgiven)
-        .group_by(message.c.stream_id)
-    )
-    return {row.stream_id: row.first for row in connection.execute(deaths)}
+    mine = (message.c.stream_id == head.c.stream_id, dead_in_stream, message.c.stream_number > head.c.forgiven)
+    first = select(message.c.id).where(*mine).order_by(message.c.stream_number).limit(1).correlate(head).scalar_subquery()
+    found = select(first).where(head.c.stream_id.in_(streams))
+    columns = (message.c.id, message.c.stream_id, message.c.stream_number)
+    return {row.stream_id: row for row in connection.execute(select(*columns).where(message.c.id.in_(found)))}
 
 
 def _unwritten(connection: Connection, streams: Collection[int]) -> set[int]:

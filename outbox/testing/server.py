@@ -381,7 +381,8 @@ class Handler(BaseHTTPRequestHandler):
         match behaviour:
             case SlowRead(bytes_per_second=pace):
                 # A small window in front of us, or the client would not notice: the kernel buffers megabytes.
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                window = max(4096, min(BLOCK, int(pace / 20)))
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
                 for block in body_blocks(stream, self._length(), block=max(1, min(BLOCK, int(pace / 20)))):
                     if self.server.stopping.wait(len(block) / pace):
                         raise BodyLost("the receiver stops")

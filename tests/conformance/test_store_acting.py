@@ -24,7 +24,7 @@ Action = Literal["replay", "cancel"]
 def chosen(
     connection: sa.Connection, action: Action, selection: Selection = ENOS, after: int = 0, limit: int = 500
 ) -> list[int]:
-    return acting.choose(connection, action, selection, after, limit)
+    return acting.choose(connection, action, selection, after, limit).ids
 
 
 def one_of_each(connection: sa.Connection) -> dict[State, int]:

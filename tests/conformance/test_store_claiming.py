@@ -480,3 +480,17 @@ def test_a_claim_says_what_is_held_against_a_message(database: Database, place: 
     assert (message_id, True, 3, 5, NOW + SECOND) == (seen.id, seen.suspect, seen.batch_limit, seen.attempt, seen.expires_at)
     assert claimed is not None
     assert [(True, 3, 6)] == [(each.suspect, each.batch_limit, each.attempt) for each in claimed.messages]
+
+
+def test_each_kind_of_message_leads_in_its_turn(database: Database) -> None:
+    with database.begin() as connection:
+        loose, ordered = put(connection), put(connection, ordering_key="pump")
+        shared = put(connection, ordering_key="pump", ordered=False)
+
+        leads = [
+            [each.id for each in claiming.waiting(connection, "enos", Lane.NORMAL, RIGHT, 9, skip=False, lead=lead)]
+            for lead in range(4)
+        ]
+
+    turns = [[loose, ordered, shared], [ordered, shared, loose], [shared, loose, ordered]]
+    assert [*turns, turns[0]] == leads

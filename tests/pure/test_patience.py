@@ -23,7 +23,7 @@ from outbox.patience import (
     resumed,
     spares,
 )
-from outbox.policy import Policy, send_deadline
+from outbox.policy import Policy
 from tests.pure.making import NOW, seconds
 
 POLICY = Policy(
@@ -95,36 +95,26 @@ def test_a_clock_that_stepped_back_a_day_does_not_shut_a_destination_for_a_day(s
     waits = (seconds(step * 60) for step in range(24 * 60))
     until_probe = next(wait for wait in waits if passage(opened, NOW + wait, Policy()) is Passage.PROBE)
 
-    assert until_probe < timedelta(hours=6)
+    assert until_probe <= timedelta(seconds=Policy().probe_cap)
 
 
 # Probes.
 
 
-@pytest.mark.parametrize("size", [0, 100_000, 100_000_000])
-def test_while_a_probe_is_under_way_nobody_else_passes(size: int) -> None:
-    policy = Policy()
-    opened = after_probe_began(Breaker(5, NOW), NOW, size, policy)
-    last = NOW + seconds(send_deadline(size, policy) - 1)
+def test_of_those_who_would_probe_the_first_shuts_the_door_for_the_others() -> None:
+    opened = after_probe_began(Breaker(3, NOW), NOW, POLICY)
 
-    assert [Passage.NONE, Passage.NONE] == [passage(opened, NOW, policy), passage(opened, last, policy)]
+    assert [Passage.NONE, Passage.PROBE] == [passage(opened, NOW + seconds(wait), POLICY) for wait in (3.9, 4)]
 
 
-def test_a_probe_that_died_heals_when_it_could_have_ended() -> None:
-    opened = after_probe_began(Breaker(5, NOW), NOW, 40_000, POLICY)
-
-    assert Breaker(5, NOW + seconds(60)) == opened
-    assert Passage.PROBE is passage(opened, NOW + seconds(60), POLICY)
+@pytest.mark.parametrize(("failures", "expected"), [(0, 4.0), (3, 4.0), (4, 8.0), (5, 16.0), (99, 60.0)])
+def test_a_probe_shuts_the_door_for_the_usual_pause(failures: int, expected: float) -> None:
+    assert NOW + seconds(expected) == after_probe_began(Breaker(failures, NOW), NOW, POLICY).open_until
 
 
-@pytest.mark.parametrize(("failures", "expected"), [(0, 20.0), (1, 20.0), (4, 32.0), (5, 60.0), (99, 60.0)])
-def test_a_probe_shuts_the_door_for_the_longer_of_its_interval_and_its_send(failures: int, expected: float) -> None:
-    assert NOW + seconds(expected) == after_probe_began(Breaker(failures, NOW), NOW, 0, POLICY).open_until
-
-
-@given(BREAKERS, st.integers(0, 10**6))
-def test_a_probe_that_begins_changes_nothing_but_the_door(before: Breaker, size: int) -> None:
-    opened = after_probe_began(before, NOW, size, POLICY)
+@given(BREAKERS)
+def test_a_probe_that_begins_changes_nothing_but_the_door(before: Breaker) -> None:
+    opened = after_probe_began(before, NOW, POLICY)
 
     assert replace(before, open_until=opened.open_until) == opened
     assert opened.open_until is not None
@@ -407,3 +397,11 @@ def test_after_a_person_let_it_go_on_a_whole_new_streak_is_borne() -> None:
         breaker = rejected(breaker, probe=breaker.is_open)
 
     assert POLICY.reject_streak == deaths
+
+
+def test_a_probe_that_is_refused_during_a_pause_does_not_make_the_streak_forgotten() -> None:
+    held = paused(after_probe_began(Breaker(0, NOW, Stop.REJECT_STREAK, 3), NOW, POLICY))
+
+    after = resumed(rejected(held, probe=True), NOW)
+
+    assert Passage.PROBE is passage(after, NOW, POLICY)

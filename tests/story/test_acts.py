@@ -103,6 +103,12 @@ def test_a_pause_says_who_and_why_and_since_when_until_it_ends(place: Place, han
     assert "they move" in acts(place)[0][2]
 
 
+def test_words_that_no_database_takes_do_not_stand_in_the_way_of_a_pause(place: Place, outbox_here: Outbox) -> None:
+    outbox_here.pause("enos", "why\x00not \ud83d", "an\x00n")
+
+    assert [("an n", "pause", "destination enos: why not ?", 0)] == acts(place)
+
+
 def test_a_destination_that_no_worker_has_seen_yet_can_be_paused(place: Place) -> None:
     outbox_ = place.outbox(clock=place.clock)
     outbox_.pause("enos", "not yet", "ann")
@@ -467,6 +473,26 @@ def test_many_are_replayed_in_bounded_transactions_each_of_them_noted(place: Pla
     assert [500, 500, 201] == [number for *_, number in acts(place)]
 
 
+def test_two_of_a_key_are_never_under_way_at_once_even_after_a_replay(place: Place, hand: Hand, outbox_here: Outbox) -> None:
+    enqueue_many(place, outbox_here, "p1", "p2", ordering_key="pump")
+    hand.turn()
+    other = place.hand(place.outbox(clock=place.clock))
+    place.receiver.misbehave(Hold())
+    sending = threading.Thread(target=hand.turn)
+    sending.start()
+    place.receiver.wait_for(lambda receiver: receiver.held == 1)
+
+    outbox_here.replay(Selection(keys=("p1",)), "ann")
+    moved = other.turn("bulk")
+    place.receiver.release()
+    sending.join(10)
+
+    assert not moved
+    bulk(other)
+    assert [["p1"], ["p2"], ["p1"]] == carried(place.receiver)
+    place.check()
+
+
 # Cancel.
 
 
@@ -547,6 +573,23 @@ def test_a_cancelled_message_of_a_key_without_order_holds_up_nobody(place: Place
     place.check()
 
 
+def test_a_key_without_order_is_selected_like_any_other(place: Place, outbox_here: Outbox) -> None:
+    enqueue_many(place, outbox_here, "p1", "p2", ordering_key="pump", ordered=False)
+    place.enqueue(outbox_here, "f1", ordering_key="fan", ordered=False)
+
+    assert 2 == outbox_here.cancel(Selection(ordering_key="pump"), "ann")
+
+
+def test_many_that_others_hold_do_not_hide_those_behind_them(postgres_place: Place) -> None:
+    outbox_ = postgres_place.outbox(clock=postgres_place.clock)
+    with postgres_place.database.begin() as connection:
+        connection.execute(sa.insert(message), [message_values(PENDING) for _ in range(510)])
+    with postgres_place.engine.begin() as holder:
+        holder.execute(sa.select(message.c.id).order_by(message.c.id).limit(500).with_for_update())
+
+        assert 10 == outbox_.cancel(ENOS, "ann")
+
+
 # Which ones.
 
 
@@ -554,8 +597,9 @@ def test_a_cancelled_message_of_a_key_without_order_holds_up_nobody(place: Place
 def test_who_names_nothing_is_told_what_to_name(place: Place, outbox_here: Outbox, act: str) -> None:
     message_id = place.enqueue(outbox_here, "a")
 
-    with pytest.raises(ConfigurationError, match=f"say which messages to {act}: by id, key"):
-        getattr(outbox_here, act)(Selection(), "ann")
+    for nothing in (Selection(), Selection(ids=[]), Selection(keys=[], states=[])):  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=f"say which messages to {act}: by id, key"):
+            getattr(outbox_here, act)(nothing, "ann")
 
     with place.database.read() as connection:
         assert PENDING == row_of(connection, message_id).state

@@ -279,7 +279,7 @@ def test_a_prober_that_dies_does_not_shut_the_door_for_ever(place: Place, outbox
 
         seen = breaker.read(connection, "enos")
         claim(connection, "dead", now=place.clock.wall)
-        breaker.move(connection, "enos", seen, after_probe_began(seen, place.clock.wall, 2, policy), place.clock.wall)
+        breaker.move(connection, "enos", seen, after_probe_began(seen, place.clock.wall, policy), place.clock.wall)
         living.leave(connection, "dead")
     place.receiver.never()
     hand.dispatcher.rescue()
