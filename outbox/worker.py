@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import threading
 import time
@@ -24,7 +25,7 @@ from outbox.errors import ConfigurationError, OutboxError
 from outbox.limits import lane_order
 from outbox.model import Lane
 from outbox.operations import HANDFUL
-from outbox.policy import GONE_AFTER, POLL, STOP_GRACE
+from outbox.policy import GONE_AFTER, POLL, STOP_GRACE, Policy
 from outbox.presence import Presence
 from outbox.store import breaker, looking
 from outbox.transport import RequestsTransport, Transport
@@ -38,6 +39,8 @@ _EXPIRE_EVERY = 5.0
 _STRAYS_EVERY = 5.0
 _SWEEP_EVERY = 3600.0
 _LOOK_FOR_SIGNALS = 0.2
+#: Seconds between two looks of a sender at a rate, at least.
+_SHORTEST_WAIT = 0.01
 #: A loop that is this many seconds late was let down by the scheduler, which follows the wall clock.
 _LATE = 1.0
 
@@ -179,8 +182,8 @@ class Worker:
         loops: list[_Loop] = []
         for name in self.destinations:
             policy = self.outbox.destinations[name].policy
-            ordinary = [_Sender(self._dispatcher, name, number) for number in range(policy.senders)]
-            large = [_Sender(self._dispatcher, name, None) for _ in range(policy.large_senders)]
+            ordinary = [_Sender(self._dispatcher, name, number, policy) for number in range(policy.senders)]
+            large = [_Sender(self._dispatcher, name, None, policy) for _ in range(policy.large_senders)]
             loops += [_Loop(f"{name}-{place}", sender, self._poll) for place, sender in enumerate((*ordinary, *large))]
         return loops
 
@@ -208,7 +211,7 @@ class Worker:
             while not self._stop.is_set():
                 again = loop.round()
                 if again is None or again > 0:
-                    pause = loop.pause if again is None else again
+                    pause = loop.pause if again is None else min(again, loop.pause)
                     break
         except WorkerGone as gone:
             self._start_anew(str(gone))
@@ -309,10 +312,11 @@ class Worker:
 class _Sender:
     """The round of a sender: one turn of one destination, in the lanes whose turn it is; without a number, in the large one."""
 
-    def __init__(self, dispatcher: Dispatcher, name: str, number: int | None) -> None:
+    def __init__(self, dispatcher: Dispatcher, name: str, number: int | None, policy: Policy) -> None:
         self._dispatcher = dispatcher
         self._name = name
         self._turn = number
+        self._policy = policy
         self._moved = False
 
     def __call__(self) -> float | None:
@@ -324,7 +328,13 @@ class _Sender:
         # After a turn that moved something there is most likely more: no need to look first.
         peek, self._moved = not self._moved, False
         self._moved = self._dispatcher.turn(self._name, lanes, peek=peek)
-        return 0.0 if self._moved else self._dispatcher.wait_for_rate(self._name)
+        if self._moved:
+            return 0.0
+        wait = self._dispatcher.wait_for_rate(self._name)
+        if wait is None or self._policy.rate is None:
+            return None
+        # Spread out, so that of many senders not all run for the same request: the bucket keeps what they leave.
+        return _SHORTEST_WAIT + wait + random.random() * self._policy.senders / self._policy.rate
 
 
 class _Signals:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -254,9 +255,11 @@ def crowding(requests: Sequence[Received], policy: Policy) -> list[str]:
     receiver sees a request end before any worker does, so it never sees less room than there was.
     """
     found = []
+    delivered = sorted(each.finished for each in requests if each.accepted)
+    begun, ended = sorted(each.started for each in requests), sorted(each.finished for each in requests)
     for request in requests:
-        over = sum(each.finished <= request.started for each in requests if each.accepted)
-        under_way = sum(each.started <= request.started < each.finished for each in requests)
+        over = bisect_right(delivered, request.started)
+        under_way = bisect_right(begun, request.started) - bisect_right(ended, request.started)
         room = policy.ramp_first + over - 1 if over else 1
         if over < policy.ramp_until - policy.ramp_first and under_way > room:
             found.append(f"{under_way} under way after {over} deliveries, at most {room} expected")
