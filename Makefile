@@ -10,10 +10,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint check demo migration wheel clean
+.PHONY: help setup test test-all lint check demo migration wheel clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 setup: $(READY) ## a virtual environment in .venv with everything in it
 
@@ -25,6 +25,9 @@ $(READY): pyproject.toml constraints.txt
 
 test: setup ## every test, on SQLite and on a Postgres of its own (one folder: only=pure)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal tests/$(only)
+
+test-all: setup ## the same, with the longest tests on both databases and not on one of them in turn
+	OUTBOX_LONG=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal tests/$(only)
 
 lint: setup ## format, ruff, mypy strict, the rings
 	$(BIN)/ruff check .

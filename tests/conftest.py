@@ -8,6 +8,7 @@ Without any, those tests are skipped; where CI or OUTBOX_ALL_TOOLS is set, they 
 import contextlib
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -71,10 +72,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[SHARED].stop()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if {"postgres_url", "private_postgres"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("postgres")
+    if os.environ.get("OUTBOX_LONG") != "1":
+        left_out = [item for item in items if not in_turn(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def in_turn(item: pytest.Item) -> bool:
+    """Whether a test runs here. A long one does on one of the two databases, now this and now that; on both if asked."""
+    parameters = dict(getattr(getattr(item, "callspec", None), "params", {}))
+    kind = parameters.pop("database_url", None)
+    if kind is None or item.get_closest_marker("long") is None:
+        return True
+    others = item.nodeid.replace(str(kind), "")
+    return kind == ("sqlite", "postgres")[zlib.crc32(others.encode()) % 2]
 
 
 def missing(reason: str) -> NoReturn:

@@ -151,6 +151,7 @@ STEPS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.long
 def test_work_goes_on_through_steps_of_the_clock(place: Place, wall: WallClock, pulse: Pulse, steps: str) -> None:
     made = outbox_at(place, wall)
     place.enqueue(made, "next week", due_at=wall.now(UTC) + 7 * DAY)
@@ -173,6 +174,7 @@ def test_work_goes_on_through_steps_of_the_clock(place: Place, wall: WallClock, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [-DAY, YEAR], ids=["a day back", "a year ahead"])
+@pytest.mark.long
 def test_what_waits_through_a_step_is_delivered_once_and_does_not_expire(
     place: Place, wall: WallClock, step: timedelta
 ) -> None:

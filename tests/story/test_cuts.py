@@ -347,6 +347,7 @@ def test_a_connection_that_ends_after_the_last_byte_of_an_answer_costs_nothing(m
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_request_is_cut_at_every_place(measured: Bench) -> None:
     """One message, and each of its attempts gets a little further."""
     stride = {"sqlite": 7, "postgresql": 127}[measured.place.engine.url.get_backend_name()]

@@ -379,6 +379,7 @@ def test_nor_when_the_worker_that_would_have_told_is_killed(postgres_place: Plac
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_stranded_by_rollbacks_kills_and_retries(place: Place) -> None:
     seed = int(os.environ.get("OUTBOX_FAIR_SEED") or random.randrange(2**32))
     print(f"OUTBOX_FAIR_SEED={seed}")

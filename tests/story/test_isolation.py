@@ -177,6 +177,7 @@ def test_ten_bad_among_ten_thousand_good_are_refused_by_name(sqlite_place: Place
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_find_ten_bad_among_ten_thousand_good_that_a_receiver_keeps(place: Place) -> None:
     refused_by_name(place, 10_000, chosen("random", 10_010, 10), "workers", keep_good=True)
 
@@ -267,6 +268,7 @@ def nobody_else_paid(place: Place, good: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_messages_that_break_every_request_among_ten_thousand_good_are_given_up(place: Place) -> None:
     place.receiver.break_on(lambda struct: named(struct, "reset"), HangUp("in_body"))
     place.receiver.break_on(lambda struct: named(struct, "error"), Status(500))
@@ -297,6 +299,7 @@ BREAKS: dict[str, tuple[Behaviour, int, Reason]] = {
 
 
 @pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.long
 def test_a_message_that_breaks_every_request_is_given_up_alone(place: Place, how: str) -> None:
     behaviour, size, reason = BREAKS[how]
     place.receiver.break_on(lambda struct: named(struct, "poison"), behaviour)
@@ -394,6 +397,7 @@ class Supervisor:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_message_that_kills_its_worker_among_ten_thousand_good_is_given_up(place: Place) -> None:
     deaths = killed_again_and_again(place, 10_000, policy={"max_unknown": 2})
 
@@ -406,6 +410,7 @@ def test_a_message_that_kills_its_worker_among_ten_thousand_good_is_given_up(pla
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_message_that_kills_its_worker_takes_no_neighbour_along(place: Place) -> None:
     """Without batches each neighbour is under way alone when the worker dies, as the guilty one is."""
     deaths = killed_again_and_again(place, 400, policy={"batch_messages": 1, "max_unknown": 3})

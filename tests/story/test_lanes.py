@@ -83,6 +83,7 @@ def test_every_lane_gets_its_share_of_a_senders_turns(place: Place) -> None:
     assert {"express": 16, "normal": 8, "bulk": 2} == shares
 
 
+@pytest.mark.long
 def test_a_flood_of_express_messages_starves_nobody(place: Place) -> None:
     policy = Policy(batch_messages=1, senders=2)
     for lane, number in ((Lane.BULK, 2000), (Lane.NORMAL, 200), (Lane.EXPRESS, 150)):
@@ -100,6 +101,7 @@ def test_a_flood_of_express_messages_starves_nobody(place: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fresh_messages_overtake_a_backlog_of_two_thousand(place: Place) -> None:
     outbox = place.outbox(Policy(batch_messages=10, senders=1))
     backlog(place, Lane.BULK, 2000, due_at=utc_now())
@@ -304,6 +306,7 @@ def roomy(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_large_upload_costs_small_events_little_time(roomy: Place, tmp_path: Path) -> None:
     """Idle and loaded stretches take turns, so that whatever else the machine does meets both."""
     source = tmp_path / "source.bin"

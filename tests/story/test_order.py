@@ -192,6 +192,7 @@ def assert_in_order(order: dict[str, list[str]], first_copies: list[str], missin
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_first_copies_arrive_in_commit_order_whatever_happens(place: Place) -> None:
     """Eight workers, fifty keys, producers of every kind, a receiver that fails one time in four."""
     seed = seed_of_this_run()
@@ -276,6 +277,7 @@ def release_all(outbox: Outbox, hand: Hand, place: Place, order: dict[str, list[
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_keep_the_order_and_one_of_them_is_killed(place: Place) -> None:
     seed = seed_of_this_run()
     story = {"worker": {"gone_after": 1.0, "poll": 0.05}, "policy": PATIENT | {"senders": 4}}
@@ -637,6 +639,7 @@ def enqueue_others(place: Place, outbox: Outbox, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["block", "skip"])
+@pytest.mark.long
 def test_a_key_with_a_hundred_thousand_behind_a_dead_head_does_not_slow_the_claims_of_others(place: Place, rule: Any) -> None:
     """Where the rule is to skip, they are dead themselves: the time of a month's backlog was over."""
     outbox = place.outbox(Policy(on_dead=rule, batch_messages=20, reject_streak=1000), clock=place.clock)

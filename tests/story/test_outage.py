@@ -313,6 +313,7 @@ def most_probes(policy: Policy) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_three_days_of_an_outage_cost_no_message_and_need_nobody(scene: Place, outage: Outage) -> None:
     place, policy = scene, outage.policy
     outboxes = [place.outbox(policy, clock=place.clock, token=outage.token) for _ in range(HANDS)]
@@ -436,6 +437,7 @@ def test_whatever_happens_meanwhile_there_is_one_probe_at_a_time(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("outage", [connection_refused, http_500], ids=lambda kind: kind.__name__, indirect=True)
+@pytest.mark.long
 def test_an_outage_in_the_middle_of_a_backlog_is_survived_by_real_senders(scene: Place, outage: Outage) -> None:
     place = scene
     policy = Policy(batch_messages=5, probe_first=0.05, probe_cap=0.2)

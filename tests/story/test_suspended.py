@@ -226,6 +226,7 @@ def test_a_late_refusal_kills_nobody(place: Place) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("late", ["delivered", "not_sent"])
+@pytest.mark.long
 def test_a_batch_that_was_suspended_with_every_kind_of_message_in_it(place: Place, late: str) -> None:
     """By the clocks of two real workers. Not sent: in the middle of the body, and then it is stopped and cuts its upload."""
     policy = {"batch_bytes": 2 * BIG, "large_over": 2 * BIG, "breaker_after": 1000, "senders": 1}

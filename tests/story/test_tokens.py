@@ -522,6 +522,7 @@ class Fleet:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_eight_processes_that_begin_together_all_get_their_token(make_gate: MakeGate) -> None:
     """Their clocks tick in seconds, so that they sign alike; and again and again all their tokens end at once."""
     gate = make_gate(latency=0.02)
@@ -540,6 +541,7 @@ def test_eight_processes_that_begin_together_all_get_their_token(make_gate: Make
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_processes_whose_refreshes_end_each_others_tokens_go_on(make_gate: MakeGate) -> None:
     gate = make_gate(latency=0.1, token_lifetime=3)
     gate.enqueue(100)
