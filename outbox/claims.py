@@ -88,10 +88,10 @@ class Claims:
         if admitted is None:
             return None
         lanes, bucket = admitted
+        skip, lead = policy.on_dead == "skip", next(self._lead)
         for lane in lanes:
             if allowed is Passage.PROBE and lane is Lane.LARGE and not self._may_probe_large(connection, name, when):
                 continue
-            skip, lead = policy.on_dead == "skip", next(self._lead)
             waiting = claiming.waiting(connection, name, lane, when, policy.batch_messages, skip=skip, lead=lead)
             waiting = self._without_expired(connection, policy, waiting, when)
             waiting = self._without_second_suspect(connection, name, waiting)
