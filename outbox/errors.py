@@ -115,7 +115,14 @@ class TransportError(OutboxError):
 
 
 class NotSent(TransportError):
-    """The declared length of the request did not go out in full: the other side cannot have it."""
+    """The declared length of the request did not go out in full: the other side cannot have it.
+
+    `begun` tells whether any of its body was handed out.
+    """
+
+    def __init__(self, text: str, *, begun: bool = False) -> None:
+        self.begun = begun
+        super().__init__(text)
 
 
 class NoAnswer(TransportError):

@@ -106,11 +106,11 @@ class Sender:
             case NoAnswer() if began:
                 return Unknown(facts)
             case TransportError() | SpoolError() | OutboxError():
-                return NotSent(facts)
+                return NotSent(facts, begun=began and getattr(error, "begun", True))
             case _:
                 log.error("delivery %s to %s failed on our side", batch.delivery, destination.name, exc_info=error)
                 facts = Facts(text=cleaned(f"failed on our side: {type(error).__name__}"))
-                return Unknown(facts) if began else NotSent(facts)
+                return Unknown(facts) if began else NotSent(facts, begun=False)
 
     def _judged(self, answer: Answer, destination: Destination, batch: Batch) -> Verdict:
         try:

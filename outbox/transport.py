@@ -135,7 +135,7 @@ class RequestsTransport:
             self._forget_session()
             # ValueError is what the standard library makes of some broken answers; its words may hold header values.
             text = fuse.reason or _in_words(error)
-            raise (NoAnswer(text) if sent_whole() else NotSent(text)) from None
+            raise (NoAnswer(text) if sent_whole() else NotSent(text, begun=body.tell() > 0)) from None
         finally:
             _current.fuse = None
 

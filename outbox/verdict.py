@@ -62,6 +62,7 @@ class NotSent:
 
     facts: Facts = Facts()
     charged: bool = True  #: to the destination; False when it was us who stopped
+    begun: bool = True  #: some of it went out: what broke it may be in it
     accused: int | None = None  #: the message whose file broke the request, by id ...
     reason: Reason | None = None  #: ... and what was wrong with it
 
@@ -183,6 +184,8 @@ def settle(
             return dead(Outcome.NOT_SENT, reason)
         case NotSent(charged=False):
             return pending(Outcome.NOT_SENT)
+        case Retry(credentials=True) | NotSent(begun=False):
+            return pending(outcome(verdict))  # nothing in the messages can have caused it
         case Retry() | NotSent():
             result = outcome(verdict)
             if not recovered:

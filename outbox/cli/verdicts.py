@@ -34,6 +34,7 @@ SETTLING = """\
 - **retry** and **not sent**: the messages stay pending and wait for the destination. Only if it delivered something else since
   a message's last failure does this say something about the message too: then its batch is halved and nobody is charged, and a
   message alone is charged with a failure and put off. `max_failures` of them and it is dead (`exhausted`).
+- Refused credentials, and a request of which nothing went out, never count against a message.
 - **unknown**: the batch is halved and sent again, which may make a copy. A message alone is charged, under the same condition
   or if its worker died, and put off; it is dead (`outcome_unknown`) after more than `max_unknown` of them. With
   `on_unknown="dead"` there is no second try.

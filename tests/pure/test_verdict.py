@@ -93,6 +93,16 @@ def test_a_message_becomes_what_the_table_says(
     assert outcome(verdict) is after.outcome
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize(
+    "verdict", [Retry(credentials=True), Retry(renew=True, credentials=True), NotSent(begun=False)], ids=repr
+)
+def test_what_no_message_can_have_caused_is_charged_to_none(verdict: Verdict, batch: int) -> None:
+    after = settled(verdict, batch, recovered=True, attempt=99, failures=2, batch_limit=50)
+
+    assert (P, 2, 0, 50, None) == (after.state, after.failures, after.unknowns, after.batch_limit, after.due_at)
+
+
 def test_an_unknown_batch_is_dead_as_a_whole_where_a_second_copy_is_worse_than_none() -> None:
     after = settled(Unknown(), 5, policy=CAUTIOUS)
 
