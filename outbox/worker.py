@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import signal
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from types import FrameType
 
 from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.date import DateTrigger
@@ -100,7 +102,7 @@ class Worker:
         )
         self._poll = poll
         self._loops = [*self._senders(), *self._housekeeping()]
-        self._scheduler = BackgroundScheduler(
+        self._scheduler = _Scheduler(
             jobstores={"default": MemoryJobStore()},
             executors={"default": ThreadPoolExecutor(len(self._loops))},
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
@@ -307,6 +309,13 @@ class Worker:
             log.warning("cannot look at the database: %s", _brief(error))
             return False
         return not left and self._dispatcher.holds == 0
+
+
+class _Scheduler(BackgroundScheduler):  # type: ignore[misc]  # apscheduler ships no types
+    def remove_job(self, job_id: str, jobstore: str | None = None) -> None:
+        """Take away a job that has fired. While it is being shut down, the library looks for it where it is not."""
+        with contextlib.suppress(JobLookupError):
+            super().remove_job(job_id, jobstore)
 
 
 class _Sender:

@@ -74,7 +74,7 @@ def test_every_lane_gets_its_share_of_a_senders_turns(place: Place) -> None:
     outbox = place.outbox(Policy(batch_messages=1), clock=place.clock)
     for lane in (Lane.EXPRESS, Lane.NORMAL, Lane.BULK):
         backlog(place, lane, 2 * len(TURN))
-    sender = _Sender(place.hand(outbox).dispatcher, "enos", 0)
+    sender = _Sender(place.hand(outbox).dispatcher, "enos", 0, Policy())
 
     for _ in range(2 * len(TURN)):
         sender()

@@ -128,7 +128,10 @@ class Gate:
         print(f"asked {len(statuses)} times, {statuses.count(1001)} of them a repetition, for {len(self.vault.tokens)} tokens")
         # Of each token every process hears once, by a get or by a refresh and a get, each of them signed a few times at most.
         assert len(statuses) <= PROCESSES * len(self.vault.tokens) * 2 * SIGNATURES
-        assert {"delivered"} == {each.outcome for each in deliveries(self.place.database)}
+        # A token may end twice within one delivery: that stops the destination until the next one succeeds.
+        outcomes = [each.outcome for each in deliveries(self.place.database)]
+        assert {"delivered", "retry"} >= set(outcomes)
+        assert outcomes.count("retry") <= len(self.vault.tokens)
         assert [] == [log for log in fleet.logs if "is left alone" in log.read_text()], "the destination was stopped"
         self.assert_all_delivered_and_nobody_charged()
         self.vault.check(self.place)
