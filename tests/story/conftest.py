@@ -92,7 +92,7 @@ class Process:
         eventually(lambda: words in self.log or not self.running, within)
         assert words in self.log, self.log
 
-    def ended(self, within: float = 60.0) -> int:
+    def ended(self, within: float = 180.0) -> int:
         """Its exit code, once it has ended."""
         return self._popen.wait(within)
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
 import sqlalchemy as sa
 
 from outbox import State
@@ -14,6 +15,7 @@ from tests.story.conftest import Place, eventually
 MESSAGES = 10_000
 
 
+@pytest.mark.long
 def test_ten_thousand_messages_four_workers_and_a_caller_that_reads_first(place: Place) -> None:
     with place.engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE host (id INTEGER PRIMARY KEY, done INTEGER NOT NULL)"))

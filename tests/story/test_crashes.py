@@ -24,6 +24,7 @@ FAST = {"gone_after": SOON, "poll": 0.05}
 BIG = 12_000_000
 
 
+@pytest.mark.long
 def test_the_upload_of_a_killed_worker_is_taken_over_in_time(place: Place) -> None:
     """With the timings that everybody gets: gone after 15 s."""
     place.receiver.misbehave(SlowRead(1_000_000))
@@ -189,6 +190,7 @@ def states_of(place: Place) -> dict[str, str]:
         return {}
 
 
+@pytest.mark.long
 def test_workers_are_killed_again_and_again(place: Place) -> None:
     dice = random.Random(7)
     story = {"worker": {"gone_after": 1.0, "poll": 0.05}, "policy": {"batch_messages": 3, "senders": 2, "max_unknown": 1000}}
@@ -249,6 +251,7 @@ def test_producers_are_killed_again_and_again(place: Place) -> None:
     place.check()
 
 
+@pytest.mark.long
 def test_a_file_that_reached_the_receiver_is_the_file_that_was_given(place: Place) -> None:
     photo = os.urandom(BIG)
     place.receiver.misbehave(SlowRead(1_000_000))

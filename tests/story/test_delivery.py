@@ -651,6 +651,7 @@ def test_a_dead_message_holds_up_its_stream_and_nobody_elses(place: Place, hand:
     place.check(drained=False)
 
 
+@pytest.mark.long
 def test_streams_keep_their_order_whatever_happens(place: Place) -> None:
     policy = Policy(batch_messages=4, probe_first=0.02, probe_cap=0.05, max_unknown=50, send_base=5)
     outbox_ = place.outbox(policy)

@@ -422,6 +422,7 @@ def test_a_message_that_kills_its_worker_takes_no_neighbour_along(place: Place) 
     place.check()
 
 
+@pytest.mark.long
 def test_messages_that_a_worker_may_have_died_of_travel_one_at_a_time(database_url: str, tmp_path: Path) -> None:
     """Else the innocent among them would die with the guilty one, again and again."""
     with a_place(database_url, tmp_path, latency=0.03) as place:

@@ -264,6 +264,7 @@ def test_a_batch_that_was_suspended_with_every_kind_of_message_in_it(place: Plac
     place.check()
 
 
+@pytest.mark.long
 def test_a_worker_that_is_suspended_twice_goes_on_under_a_third_name(place: Place) -> None:
     outbox = place.outbox()
     place.enqueue(outbox, "a")
