@@ -33,8 +33,8 @@ from outbox.errors import (
     SpoolError,
 )
 from outbox.model import Attachment, Enqueued, FileSource, Lane, SpooledFile, State
-from outbox.operations import HANDFUL, Operations
-from outbox.policy import SWEEP_GRACE
+from outbox.operations import Operations
+from outbox.policy import HANDFUL, SWEEP_GRACE
 from outbox.spool.base import Oversize, Spool
 from outbox.spool.directory import DirectorySpool
 from outbox.store import arriving, keeping, shares

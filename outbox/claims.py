@@ -15,18 +15,14 @@ from outbox.destinations.base import Destination
 from outbox.limits import Bucket, drawn, fill, has_room, learned_limit, refill_wait, refilled
 from outbox.model import Batch, Lane
 from outbox.patience import Passage, after_probe_began, passage
-from outbox.policy import Policy
+from outbox.policy import HANDFUL, Policy
 from outbox.store import breaker, claiming, streams
 from outbox.store.breaker import Standing
 from outbox.store.claiming import Waiting
-from outbox.timekeeping import Timekeeper, When, plausible
+from outbox.timekeeping import SKEW, Timekeeper, When, plausible
 
-#: Seconds by which clocks of one fleet may differ.
-_SLACK = 60.0
 #: Seconds between two looks at how far away messages are that nobody put off on purpose.
 _LOOK_FAR_EVERY = 5.0
-#: Messages that expire in one transaction.
-_HANDFUL = 500
 
 
 class WorkerGone(Exception):
@@ -124,7 +120,7 @@ class Claims:
             if not claiming.expired(connection, self._destinations, when, 1):
                 return 0
         with self._database.begin() as connection:
-            over = claiming.expired(connection, self._destinations, when, _HANDFUL)
+            over = claiming.expired(connection, self._destinations, when, HANDFUL)
             of_streams = claiming.expire(connection, [each.id for each in over], when.now)
             for name, destination in self._destinations.items():
                 mine = streams.of(connection, of_streams, name)
@@ -145,7 +141,7 @@ class Claims:
         when, far = self._time.read(), self._far.get(name)
         declared = self._destinations.get(name)
         longest = declared.policy.longest_backoff if declared else Policy().longest_backoff
-        beyond = when.invented + timedelta(seconds=longest + _SLACK)
+        beyond = when.invented + timedelta(seconds=longest + SKEW)
         return when if far is None or far.instant is None or far.instant <= beyond else when._replace(beyond=beyond)
 
     def _look_far(self, connection: Connection, name: str) -> When:

@@ -9,13 +9,12 @@ from typing import Protocol, TypeVar
 
 from outbox.model import Lane
 from outbox.policy import Policy
+from outbox.timekeeping import SKEW
 
 #: A learned limit doubles in this many seconds: a limit that was lifted is found out again.
 LEARNED_DOUBLES_IN = 86_400.0
 #: No server's limit is smaller than this many bytes: a 413 for less says something else.
 LEARNED_LEAST = 16 * 1024
-#: Clocks of one fleet may differ by this many seconds.
-_SKEW = 60.0
 
 
 class Weighed(Protocol):
@@ -106,7 +105,7 @@ def refilled(bucket: Bucket, now: datetime, policy: Policy) -> Bucket:
     if bucket.tokens is None or bucket.at is None:
         return Bucket(1.0, now)
     passed = (now - bucket.at).total_seconds()
-    if passed < -_SKEW:
+    if passed < -SKEW:
         return Bucket(max(1.0, bucket.tokens), now)  # one request, so that the new time is written down with it
     tokens = bucket.tokens + max(0.0, passed) * (policy.rate or 0.0)
     return Bucket(min(policy.bucket, tokens), max(bucket.at, now))

@@ -10,12 +10,10 @@ from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, UnknownDestination
 from outbox.model import Selection
 from outbox.patience import paused, resumed
+from outbox.policy import HANDFUL
 from outbox.store import acting, breaker, streams
 from outbox.timekeeping import When
 from outbox.verdict import cleaned
-
-#: Rows that one transaction of housekeeping or of a bulk act touches, at most.
-HANDFUL = 500
 
 
 class Operations:

@@ -53,11 +53,11 @@ def passage(breaker: Breaker, now: datetime, policy: Policy) -> Passage:
 
 
 def after_probe_began(breaker: Breaker, now: datetime, policy: Policy) -> Breaker:
-    """The breaker when a probe begins: of several who would, the one who moves it does. It is open for the usual pause.
+    """The breaker when a probe begins: of several who would, the one who moves it does. It is open for the usual interval.
 
     That the probe may take longer is told by its delivery, which is under way until then, or until its worker is gone.
     """
-    return replace(breaker, open_until=now + timedelta(seconds=_pause(breaker, policy)))
+    return replace(breaker, open_until=now + timedelta(seconds=_interval(breaker, policy)))
 
 
 def after_silent_probe(breaker: Breaker, now: datetime) -> Breaker:
@@ -107,7 +107,7 @@ def after_fault(
     recovering = breaker.is_open or breaker.ramp is not None
     if wait is None and failed.failures < policy.breaker_after and not recovering:
         return failed
-    spread = _pause(failed, policy) * (0.5 + dice / 2)
+    spread = _interval(failed, policy) * (0.5 + dice / 2)
     return replace(failed, open_until=now + timedelta(seconds=max(spread, min(wait or 0.0, policy.probe_cap))))
 
 
@@ -122,7 +122,7 @@ def resumed(breaker: Breaker, now: datetime) -> Breaker:
     return replace(breaker, open_until=now if troubled else None, stop=None, reject_streak=0)
 
 
-def _pause(breaker: Breaker, policy: Policy) -> float:
+def _interval(breaker: Breaker, policy: Policy) -> float:
     """Seconds between two probes: the longer the more of them failed."""
     return doubling(breaker.failures - policy.breaker_after + 1, policy.probe_first, policy.probe_cap)
 

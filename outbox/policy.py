@@ -97,6 +97,8 @@ GONE_AFTER = 15.0
 STOP_GRACE = 30.0
 #: Seconds that an idle loop waits before it looks again.
 POLL = 0.5
+#: Rows that one transaction of housekeeping or of a bulk act touches, at most.
+HANDFUL = 500
 #: How long the bytes of a delivered message stay in the spool.
 FREE_AFTER = timedelta(hours=1)
 #: Age at which a file without a row counts as rubbish: longer than any transaction.

@@ -15,6 +15,8 @@ from outbox.ambient import Ambient
 
 #: Before this, a clock is taken to have not been set yet.
 _CLOCK_FLOOR = datetime(2024, 1, 1, tzinfo=UTC)
+#: Seconds by which the clocks of one fleet may differ.
+SKEW = 60.0
 #: Seconds by which the wall clock may run away from the monotonic one between two looks.
 _TOLERANCE = 60.0
 #: Seconds after which a wall clock that stepped, and then went on steadily, is believed.

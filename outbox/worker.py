@@ -26,8 +26,7 @@ from outbox.dispatcher import Dispatcher, WorkerGone
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.limits import lane_order
 from outbox.model import Lane
-from outbox.operations import HANDFUL
-from outbox.policy import GONE_AFTER, POLL, STOP_GRACE, Policy
+from outbox.policy import GONE_AFTER, HANDFUL, POLL, STOP_GRACE, Policy
 from outbox.presence import Presence
 from outbox.store import breaker, looking
 from outbox.transport import RequestsTransport, Transport

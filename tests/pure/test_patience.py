@@ -108,7 +108,7 @@ def test_of_those_who_would_probe_the_first_shuts_the_door_for_the_others() -> N
 
 
 @pytest.mark.parametrize(("failures", "expected"), [(0, 4.0), (3, 4.0), (4, 8.0), (5, 16.0), (99, 60.0)])
-def test_a_probe_shuts_the_door_for_the_usual_pause(failures: int, expected: float) -> None:
+def test_a_probe_shuts_the_door_for_the_usual_interval(failures: int, expected: float) -> None:
     assert NOW + seconds(expected) == after_probe_began(Breaker(failures, NOW), NOW, POLICY).open_until
 
 
