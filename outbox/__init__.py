@@ -1,35 +1,35 @@
 """A durable store-and-forward outbox: what must be sent rests next to the data it belongs to, until the other side has it."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from outbox.ambient import Ambient
-from outbox.app import Outbox
-from outbox.database import prepare
-from outbox.destinations import Credentials, Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
-from outbox.errors import (
-    ConfigurationError,
-    DurabilityWarning,
-    Fault,
-    FileChanged,
-    FileMissing,
-    KeyConflict,
-    NoAnswer,
-    NoSuchMessage,
-    NotDurable,
-    NotSent,
-    OutboxError,
-    Refused,
-    SchemaError,
-    SpoolError,
-    TransportError,
-    UnknownDestination,
-)
-from outbox.model import Enqueued, File, Lane, Reason, Selection, SpooledFile, State
-from outbox.policy import Policy
-from outbox.secret import Secret, env, secret_file
-from outbox.spool import DirectorySpool, Spool
-
 if TYPE_CHECKING:
+    from outbox.ambient import Ambient
+    from outbox.app import Outbox
+    from outbox.database import prepare
+    from outbox.destinations import Credentials, Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
+    from outbox.errors import (
+        ConfigurationError,
+        DurabilityWarning,
+        Fault,
+        FileChanged,
+        FileMissing,
+        KeyConflict,
+        NoAnswer,
+        NoSuchMessage,
+        NotDurable,
+        NotSent,
+        OutboxError,
+        Refused,
+        SchemaError,
+        SpoolError,
+        TransportError,
+        UnknownDestination,
+    )
+    from outbox.model import Enqueued, File, Lane, Reason, Selection, SpooledFile, State
+    from outbox.policy import Policy
+    from outbox.secret import Secret, env, secret_file
+    from outbox.spool import DirectorySpool, Spool
     from outbox.worker import Worker
 
 __version__ = "0.1.0"
@@ -76,11 +76,45 @@ __all__ = [
     "secret_file",
 ]
 
+#: Where each name lives. It is imported when it is asked for: a producer needs no scheduler, and `outbox --help` no database.
+_HOMES = {
+    "outbox.ambient": ["Ambient"],
+    "outbox.app": ["Outbox"],
+    "outbox.database": ["prepare"],
+    "outbox.destinations": ["Credentials", "Destination", "EnosAttributes", "EnosEvents", "EnosMeasurePoints", "Token"],
+    "outbox.errors": [
+        "ConfigurationError",
+        "DurabilityWarning",
+        "Fault",
+        "FileChanged",
+        "FileMissing",
+        "KeyConflict",
+        "NoAnswer",
+        "NoSuchMessage",
+        "NotDurable",
+        "NotSent",
+        "OutboxError",
+        "Refused",
+        "SchemaError",
+        "SpoolError",
+        "TransportError",
+        "UnknownDestination",
+    ],
+    "outbox.model": ["Enqueued", "File", "Lane", "Reason", "Selection", "SpooledFile", "State"],
+    "outbox.policy": ["Policy"],
+    "outbox.secret": ["Secret", "env", "secret_file"],
+    "outbox.spool": ["DirectorySpool", "Spool"],
+    "outbox.worker": ["Worker"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    """Worker is imported when it is asked for: a producer needs no scheduler."""
-    if name == "Worker":
-        from outbox.worker import Worker
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
+    return value
 
-        return Worker
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

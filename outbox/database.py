@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, mak
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from outbox.ambient import uuid7
 from outbox.errors import ConfigurationError, SchemaError
 
 #: Seconds a SQLite writer waits for its turn.
@@ -22,8 +25,6 @@ _IDLE_TIMEOUT = 10
 #: Workers checkpoint far more often than this; it only bounds the WAL (about 80 MB) while none is running. SQLite before
 #: 3.51.3 can lose a race between two checkpointers, so in the normal course of things there is only one.
 _AUTOCHECKPOINT_PAGES = 20_000
-#: The execution option of a transaction that only reads.
-_READS = "outbox_reads"
 
 
 def connect(url: str | URL) -> Engine:
@@ -44,7 +45,7 @@ def connect(url: str | URL) -> Engine:
         if not url.database.startswith("file:") and not Path(url.database).exists():
             raise SchemaError(f"there is no database {url.database} yet; run: outbox init, or outbox db upgrade")
         engine = create_engine(url, hide_parameters=True, pool_size=1, max_overflow=0, pool_timeout=2 * _BUSY_TIMEOUT)
-        _begin_immediate(engine)
+        _begin_with(engine, "BEGIN IMMEDIATE")
         prepare(engine)
         return engine
     if name == "postgresql":
@@ -78,11 +79,23 @@ def parsed(url: str | URL) -> URL:
 
 
 def _create_privately(path: Path) -> None:
-    """A new database file is its owner's alone; the files that SQLite puts beside it follow its mode."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
+    """A new database file is its owner's alone; the files that SQLite puts beside it follow its mode.
+
+    It appears complete: in WAL mode, and able to give purged pages back, which can only be said before the first table.
+    """
+    if path.exists():
         return
+    unfinished = path.with_name(f".{path.name}.{uuid7()}")
+    try:
+        os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        try:
+            with contextlib.closing(sqlite3.connect(unfinished)) as connection:
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                connection.execute("PRAGMA journal_mode = WAL")
+            with contextlib.suppress(FileExistsError):  # somebody else was faster
+                path.hardlink_to(unfinished)
+        finally:
+            unfinished.unlink()
     except OSError as error:
         raise ConfigurationError(f"cannot create the database {path}: {error.strerror}") from None
 
@@ -117,15 +130,23 @@ def prepare(engine: Engine) -> Engine:
     return engine
 
 
-def _begin_immediate(engine: Engine) -> None:
+def _reading(engine: Engine) -> Engine:
+    """An engine for what only reads. SQLite's readers have connections of their own: a writer that waits has ours."""
+    if engine.dialect.name != "sqlite":
+        return engine
+    readers = create_engine(engine.url, hide_parameters=True, pool_size=4, max_overflow=8)
+    _begin_with(readers, "BEGIN")
+    return prepare(readers)
+
+
+def _begin_with(engine: Engine, words: str) -> None:
     @event.listens_for(engine, "connect")
     def hand_over(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver leaves transactions to us
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get(_READS, False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        connection.exec_driver_sql(words)
 
 
 def _let_go_when_frozen(engine: Engine) -> None:
@@ -154,6 +175,7 @@ class Database:
             self._lent = given.execution_options(isolation_level="READ COMMITTED")
         self._url = given.url if isinstance(given, Engine) else parsed(given)
         self._engine: Engine | None = None
+        self._reader: Engine | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
 
@@ -166,13 +188,14 @@ class Database:
             with self._lock:
                 if self._pid != os.getpid():
                     # The pool's connections are the parent's: using or closing them here would corrupt its work.
-                    for inherited in (self._engine, self._lent):
+                    for inherited in (self._engine, self._reader, self._lent):
                         if inherited is not None:
                             inherited.dispose(close=False)
-                    self._engine = None
+                    self._engine = self._reader = None
                     self._pid = os.getpid()
                 if self._engine is None:
                     self._engine = self._lent or connect(self._url)
+                    self._reader = _reading(self._engine)
         return self._engine
 
     def create(self) -> None:
@@ -189,11 +212,12 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One transaction that only reads: on SQLite it waits for no writer and makes none wait.
+        """One transaction that only reads: on SQLite it waits for no writer and makes none wait, not even ours.
 
         Also for one whose first statement is a write, which is when it takes SQLite's write lock: as a caller's own does.
         """
-        with self.engine.connect().execution_options(**{_READS: True}) as connection, connection.begin():
+        engine = self.engine
+        with (self._reader or engine).connect() as connection, connection.begin():
             yield connection
 
     def checkpoint(self) -> None:
@@ -207,9 +231,10 @@ class Database:
 
     def close(self) -> None:
         """Close every connection of ours; those of a caller's engine are the caller's."""
-        if self._engine is not None and self._engine is not self._lent:
-            self._engine.dispose(close=self._pid == os.getpid())
-        self._engine = None
+        for ours in (self._engine, self._reader):
+            if ours is not None and ours is not self._lent:
+                ours.dispose(close=self._pid == os.getpid())
+        self._engine = self._reader = None
 
     @property
     def kind(self) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, BinaryIO
@@ -125,6 +126,34 @@ class Selection:
     states: tuple[State, ...] = ()
     reasons: tuple[Reason, ...] = ()
     ordering_key: str | None = None
+    since: datetime | None = None  #: it ended at this instant or later; one that is unfinished was enqueued then
+    until: datetime | None = None  #: and before this one
+    text: str | None = None  #: these words are in what was said when it died, in capitals or not
+    limit: int | None = None  #: so many, the oldest
+
+    @property
+    def narrows(self) -> bool:
+        """Whether anything but a limit is said."""
+        return any(getattr(self, each.name) for each in fields(self) if each.name != "limit")
+
+    def as_json(self) -> str:
+        """The selection as a text that `from_json` reads."""
+        said = {each.name: getattr(self, each.name) for each in fields(self)}
+        return json.dumps({name: value for name, value in said.items() if value not in ((), None)}, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Selection:
+        """What `as_json` wrote."""
+        said: dict[str, Any] = json.loads(text)
+        kinds: dict[str, Callable[[Any], Any]] = {
+            "ids": tuple,
+            "keys": tuple,
+            "states": lambda words: tuple(State(word) for word in words),
+            "reasons": lambda words: tuple(Reason(word) for word in words),
+            "since": datetime.fromisoformat,
+            "until": datetime.fromisoformat,
+        }
+        return cls(**{name: kinds[name](value) if name in kinds else value for name, value in said.items()})
 
     def __str__(self) -> str:
         said = [
@@ -134,6 +163,10 @@ class Selection:
             f"state {' or '.join(self.states)}" if self.states else "",
             f"reason {' or '.join(self.reasons)}" if self.reasons else "",
             f"ordering key {self.ordering_key}" if self.ordering_key else "",
+            f"since {self.since:%Y-%m-%d %H:%M:%S}Z" if self.since else "",
+            f"until {self.until:%Y-%m-%d %H:%M:%S}Z" if self.until else "",
+            f"with {self.text!r} in its answer" if self.text else "",
+            f"at most {self.limit}" if self.limit is not None else "",
         ]
         return "; ".join(filter(None, said)) or "everything"
 

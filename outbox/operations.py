@@ -84,7 +84,7 @@ class Operations:
             return acting.count(connection, action, selection)
 
     def _require_narrow(self, action: str, selection: Selection) -> None:
-        if str(selection) == str(Selection()):  # also an empty list is no narrowing
+        if not selection.narrows:
             raise ConfigurationError(f"say which messages to {action}: by id, key, destination, state, reason or ordering key")
         if selection.destination is not None:
             self.destination(selection.destination)

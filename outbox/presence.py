@@ -7,8 +7,10 @@ was suspended, or could not reach the database, has seen nothing.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from outbox.ambient import Ambient
@@ -26,10 +28,13 @@ class _Seen:
 class Presence:
     """One worker's identity, new at every start and whenever the worker finds that it was declared gone."""
 
-    def __init__(self, database: Database, ambient: Ambient, gone_after: float = GONE_AFTER) -> None:
+    def __init__(
+        self, database: Database, ambient: Ambient, gone_after: float = GONE_AFTER, serves: Collection[str] = ()
+    ) -> None:
         self._database = database
         self._ambient = ambient
         self._gone_after = gone_after
+        self._serves = serves
         self.look_every = gone_after / 30
         self._beat_every = gone_after / 5
         self._others: dict[str, _Seen] = {}
@@ -39,9 +44,9 @@ class Presence:
 
     def arrive(self) -> None:
         """Take an identity. What the one before still holds is left for a rescue."""
-        identity = self._ambient.new_id()
+        identity, now = self._ambient.new_id(), self._ambient.now()
         with self._database.begin() as connection:
-            living.register(connection, identity, socket.gethostname(), os.getpid(), self._ambient.now())
+            living.register(connection, identity, socket.gethostname(), os.getpid(), now, self._serves, _version())
         self.id = identity
         self._others.clear()
         self._looked_at = self._beaten_at = self._ambient.monotonic()
@@ -84,3 +89,11 @@ class Presence:
         if seen is None or seen.beat != beat:
             return _Seen(beat)
         return _Seen(beat, seen.still_for + passed)
+
+
+def _version() -> str | None:
+    """The version of durable-outbox; none when it runs without being installed."""
+    try:
+        return importlib.metadata.version("durable-outbox")
+    except importlib.metadata.PackageNotFoundError:
+        return None

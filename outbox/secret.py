@@ -8,6 +8,30 @@ from pathlib import Path
 
 from outbox.errors import ConfigurationError
 
+#: Values in use in this process, the latest last: what is written down anywhere is searched for them.
+_known: dict[str, None] = {}
+_KNOWN_AT_MOST = 100
+#: A shorter one would be found in half of all words.
+_SHORTEST = 6
+_MASK = "***"
+
+
+def remember(value: str) -> None:
+    """From now on `conceal` knows this value; one shorter than six characters is not looked for."""
+    if len(value) >= _SHORTEST:
+        _known.pop(value, None)
+        _known[value] = None
+        while len(_known) > _KNOWN_AT_MOST:
+            _known.pop(next(iter(_known)))
+
+
+def conceal(text: str) -> str:
+    """The text with every secret that is in use here masked: an answer may echo what we sent."""
+    for value in tuple(_known):
+        if value in text:
+            text = text.replace(value, _MASK)
+    return text
+
 
 class Secret:
     """A late-bound secret: `reveal()` reads it anew each time, so a rotated one is seen without a restart.
@@ -32,6 +56,7 @@ class Secret:
             raise ConfigurationError(f"the secret from {self._source} is empty")
         if not (value.isascii() and value.isprintable()):
             raise ConfigurationError(f"the secret from {self._source} holds characters that are not printable ASCII")
+        remember(value)
         return value
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from outbox.ambient import Ambient
 from outbox.destinations.base import Destination
@@ -13,7 +14,7 @@ from outbox.model import Batch, Reason
 from outbox.policy import send_deadline
 from outbox.spool.base import Spool
 from outbox.transport import Answer, Transport, Upload
-from outbox.verdict import Facts, NotSent, Reject, Retry, Unknown, Verdict, cleaned
+from outbox.verdict import ANSWER_KEPT, Facts, NotSent, Reject, Retry, Unknown, Verdict, cleaned
 
 log = logging.getLogger("outbox.sending")
 
@@ -114,7 +115,9 @@ class Sender:
 
     def _judged(self, answer: Answer, destination: Destination, batch: Batch) -> Verdict:
         try:
-            return destination.judge(answer, batch, self._ambient.now())
+            verdict = destination.judge(answer, batch, self._ambient.now())
+            kept = answer.body[: 4 * ANSWER_KEPT].decode("utf-8", "replace")
+            return replace(verdict, facts=replace(verdict.facts, answer=kept))
         except Exception as error:
             log.exception("destination %s cannot judge an answer with status %s", destination.name, answer.status)
             facts = Facts(answer.status, text=cleaned(f"the answer cannot be judged: {type(error).__name__}"))

@@ -19,6 +19,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -210,7 +211,13 @@ partial(
     where=and_(pending, loose),
 )
 partial("ix_outbox_message_claimed", message.c.claimed_by, where=claimed)
-partial("ix_outbox_message_dead", message.c.destination, message.c.finished_at, where=dead)
+# There may be millions of dead: what is counted of them is in the first, the second has them in the order of acts.
+partial(
+    "ix_outbox_message_dead",
+    *(message.c[name] for name in ("destination", "reason", "finished_at", "size", "file_bytes", "files", "unknowns")),
+    where=dead,
+)
+partial("ix_outbox_message_dead_id", message.c.id, where=dead)
 dead_in_stream = and_(message.c.stream_id.is_not(None), dead)
 partial("ix_outbox_message_dead_in_stream", message.c.stream_id, message.c.stream_number, where=dead_in_stream)
 partial("ix_outbox_message_stream", message.c.stream_id, message.c.stream_number, where=in_stream)
@@ -238,6 +245,7 @@ file = Table(
     Column("freed_at", Instant, comment="when its bytes went"),
     CheckConstraint("size >= 0", name="size"),
 )
+partial("ix_outbox_file_kept", file.c.size, where=file.c.freed_at.is_(None))
 partial("ix_outbox_file_free", file.c.free_at, where=and_(file.c.free_at.is_not(None), file.c.freed_at.is_(None)))
 
 attachment = Table(
@@ -272,6 +280,7 @@ delivery = Table(
     Column("code", BigInteger, comment="the code in the answer's own envelope"),
     Column("text", Text, comment="the answer's words, cleaned; or why there was none"),
     Column("request_id", String(255), comment="the destination's name for it"),
+    Column("answer", Text, comment="the first 4 KB of the answer, cleaned"),
     one_of("lane", Lane),
     one_of("outcome", Outcome),
     CheckConstraint("(outcome IS NULL) = (finished_at IS NULL)", name="finished_has_outcome"),
@@ -279,6 +288,11 @@ delivery = Table(
 )
 partial("ix_outbox_delivery_open", delivery.c.worker, where=delivery.c.finished_at.is_(None))
 Index("ix_outbox_delivery_finished", delivery.c.destination, delivery.c.outcome, delivery.c.id)
+partial(
+    "ix_outbox_delivery_recent",
+    *(delivery.c[name] for name in ("finished_at", "destination", "outcome", "messages", "bytes")),
+    where=delivery.c.finished_at.is_not(None),
+)
 
 #: One message's part in one delivery: written once, by record or by rescue.
 attempt = Table(
@@ -333,6 +347,8 @@ worker = Table(
     Column("beat_at", Instant, nullable=False, comment="for people; workers compare beats, not clocks"),
     Column("gone", Boolean, nullable=False),
     Column("stop_asked", Boolean, nullable=False),
+    Column("serves", Text, comment="names of destinations, with a space between them"),
+    Column("version", String(40), comment="of durable-outbox"),
 )
 
 audit = Table(
@@ -344,5 +360,16 @@ audit = Table(
     Column("action", String(20), nullable=False),
     Column("selection", Text, nullable=False),
     Column("messages", BigInteger, nullable=False),
+    Column("chosen", Text, comment="the selection as JSON, to go on with"),
+    Column("position", BigInteger, comment="the last message that was looked at"),
+    Column("finished_at", Instant, comment="null: it was interrupted, or is under way"),
     sqlite_autoincrement=True,
+)
+
+#: Room that is given back when the database may grow no more, so that what is in it can still be delivered and purged.
+reserve = Table(
+    "outbox_reserve",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("filler", LargeBinary, nullable=False),
 )

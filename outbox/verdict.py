@@ -8,9 +8,12 @@ from typing import assert_never
 
 from outbox.model import Message, Outcome, Reason, State
 from outbox.policy import Policy, backoff
+from outbox.secret import conceal
 
 #: Text from the other side is kept up to this many characters.
 TEXT_LIMIT = 2000
+#: And of an answer as it came, so many.
+ANSWER_KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Facts:
     code: int | None = None
     text: str | None = None
     request_id: str | None = None
+    answer: str | None = None  #: the beginning of it, whatever it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +225,12 @@ def fit_for_a_row(facts: Facts) -> Facts:
         facts.code if facts.code is not None and abs(facts.code) < 2**63 else None,
         None if facts.text is None else cleaned(facts.text),
         None if facts.request_id is None else cleaned(facts.request_id, 255),
+        None if facts.answer is None else cleaned(facts.answer, ANSWER_KEPT),
     )
 
 
 def cleaned(text: str, limit: int = TEXT_LIMIT) -> str:
     """Text from the other side, fit for any database, log or terminal: one line, no controls, no lone surrogates."""
-    shown = text[: limit + 1].encode("utf-8", "replace").decode("utf-8")
+    shown = conceal(text)[: limit + 1].encode("utf-8", "replace").decode("utf-8")
     shown = "".join(letter if letter.isprintable() else " " for letter in shown)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"

@@ -85,7 +85,7 @@ class Worker:
         self._transport = transport or RequestsTransport()
         self._stop = threading.Event()
         self._stop_grace = stop_grace
-        self._presence = Presence(outbox.database, outbox.ambient, gone_after)
+        self._presence = Presence(outbox.database, outbox.ambient, gone_after, self.destinations)
         self._identity_lock = threading.Lock()
         self._failing: set[str] = set()
         self._signals = _Signals()

@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import rich_click as click
 
-#: Commands and where they live: a module is imported when its command runs, or when help lists it.
-_COMMANDS = {
-    "init": "outbox.cli.init",
-    "db": "outbox.cli.db",
-    "enqueue": "outbox.cli.enqueue",
-    "worker": "outbox.cli.work",
-    "drain": "outbox.cli.work",
-    "status": "outbox.cli.look",
-    "list": "outbox.cli.look",
-    "show": "outbox.cli.look",
-    "pause": "outbox.cli.act",
-    "resume": "outbox.cli.act",
-    "replay": "outbox.cli.act",
-    "cancel": "outbox.cli.act",
-    "verdicts": "outbox.cli.verdicts",
-    "receiver": "outbox.cli.receiver",
+
+class Entry(NamedTuple):
+    """A command: where it lives, and what it does in one line. Its module is imported when it runs, not when it is listed."""
+
+    module: str
+    does: str
+
+
+#: Every command, in the order of help, under what one wants.
+SECTIONS: dict[str, dict[str, Entry]] = {
+    "Begin": {
+        "init": Entry("init", "Write outbox.toml with comments, create the database and the spool."),
+        "db": Entry("db", "The database's schema: upgrade, status, sql."),
+        "enqueue": Entry("enqueue", "Add a message for a destination."),
+    },
+    "Deliver": {
+        "worker": Entry("work", "Deliver until told to stop."),
+        "drain": Entry("work", "Deliver until nothing is due and nothing is claimed, then end."),
+    },
+    "Look": {
+        "status": Entry("look", "Per destination what waits, what died and why it is stopped; and the spool."),
+        "list": Entry("look", "Messages, newest first."),
+        "show": Entry("look", "Everything about one message."),
+    },
+    "Act": {
+        "pause": Entry("act", "Let no upload to a destination begin any more."),
+        "resume": Entry("act", "Let a destination, or one ordering key, go on."),
+        "replay": Entry("act", "Give final messages a fresh start."),
+        "cancel": Entry("act", "Withdraw messages that are pending or dead."),
+    },
+    "Reference": {
+        "verdicts": Entry("verdicts", "What every answer means."),
+        "receiver": Entry("receiver", "A strict stand-in for EnOS, to try things on."),
+    },
 }
+_ENTRIES = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+#: Where a command cannot have its own name in Python.
 _NAMES_IN_MODULES = {"list": "list_"}
 
 HELP = """\
@@ -37,19 +58,26 @@ our credentials are in trouble or a try of theirs failed; 5 the database needs `
 """
 
 
-class _Commands(click.RichGroup):
+class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(_ENTRIES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        """The command itself, imported."""
+        if cmd_name not in _ENTRIES:
             return None
-        module = importlib.import_module(_COMMANDS[cmd_name])
+        module = importlib.import_module(f"outbox.cli.{_ENTRIES[cmd_name].module}")
         command: click.Command = getattr(module, _NAMES_IN_MODULES.get(cmd_name, cmd_name))
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table above, without importing any: help comes at once."""
+        for title, entries in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, entry.does) for name, entry in entries.items()])
 
-@click.group(cls=_Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": None})
+
+@click.group(cls=_Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", type=click.Path(), envvar="OUTBOX_CONFIG", show_envvar=True, help="The settings file [outbox.toml].")
 @click.option("--app", envvar="OUTBOX_APP", show_envvar=True, help="Take the Outbox from module:attribute instead.")
 @click.version_option(package_name="durable-outbox", prog_name="outbox")
@@ -58,12 +86,10 @@ def group(ctx: click.Context, config: str | None, app: str | None) -> None:
     ctx.obj = {"config": config, "app": app}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The `outbox` command."""
-    from outbox.cli.context import exit_code_of
-
     try:
-        result: Any = group.main(arguments, standalone_mode=False)
+        result: Any = group.main(arguments, prog_name="outbox", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except click.ClickException as error:
         error.show()
@@ -72,6 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("outbox: stopped", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
+        from outbox.cli.context import exit_code_of
+
         code = exit_code_of(error)
         if code is None:
             raise

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import rich_click as click
 
-from outbox.cli.context import NOTHING_MATCHED, emit, json_option, outbox_of, say
+from outbox.cli.context import NOTHING_MATCHED, outbox_of
+from outbox.cli.options import command, json_option
+from outbox.cli.printing import emit, say
 
 if TYPE_CHECKING:
     from outbox.model import Selection
@@ -27,7 +29,7 @@ def _somebody() -> str:
 by_option = click.option("--by", default=_somebody, metavar="NAME", help="Who does it. [you@this-host]")
 
 
-@click.command(epilog="Example: outbox pause enos --reason 'maintenance until noon'")
+@command(example="outbox pause enos --reason 'maintenance until noon'")
 @click.argument("destination")
 @click.option("--reason", required=True, help="Why, for whoever finds it stopped.")
 @by_option
@@ -42,7 +44,7 @@ def pause(ctx: click.Context, destination: str, reason: str, by: str, as_json: b
         say(f"{destination} is paused; go on with: outbox resume {destination}")
 
 
-@click.command(epilog="Example: outbox resume enos, or: outbox resume enos --key turbine-7")
+@command(example="outbox resume enos, or: outbox resume enos --key turbine-7")
 @click.argument("destination")
 @click.option("--key", "ordering_key", metavar="ORDERING_KEY", help="Only let this stream go on, past its dead messages.")
 @by_option
@@ -80,7 +82,7 @@ def _selection_options(states: tuple[str, ...]) -> Callable[[Callable[..., Any]]
     return add
 
 
-@click.command(epilog="Example: outbox replay --state dead --reason rejected --destination enos")
+@command(example="outbox replay --state dead --reason rejected --destination enos")
 @_selection_options(("dead", "delivered", "cancelled"))
 @json_option
 @click.pass_context
@@ -92,7 +94,7 @@ def replay(ctx: click.Context, /, **options: Any) -> None:
     _act(ctx, "replay", **options)
 
 
-@click.command(epilog="Example: outbox cancel inspection-42")
+@command(example="outbox cancel inspection-42")
 @_selection_options(("pending", "dead"))
 @json_option
 @click.pass_context

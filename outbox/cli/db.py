@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import rich_click as click
 
-from outbox.cli.context import NOT_MIGRATED, emit, json_option, outbox_and_worker, say
+from outbox.cli.context import NOT_MIGRATED, outbox_and_worker
+from outbox.cli.options import Group, json_option
+from outbox.cli.printing import emit, say
 
 
-@click.group()
+@click.group(cls=Group)
 def db() -> None:
     """The database's schema: upgrade, status, sql."""
 

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 
 import rich_click as click
 
-from outbox.cli.context import emit, json_option, outbox_of
+from outbox.cli.context import outbox_of
+from outbox.cli.options import command, json_option
+from outbox.cli.printing import emit
 
 
-@click.command(epilog="Example: outbox enqueue enos --payload event.json --file photo=img_0042.jpg --key inspection-42")
+@command(example="outbox enqueue enos --payload event.json --file photo=img_0042.jpg --key inspection-42")
 @click.argument("destination")
 @click.option("--payload", "source", required=True, metavar="FILE|-", help="The message's JSON; - reads standard input.")
 @click.option("--file", "files", multiple=True, metavar="NAME=PATH", help="Attach a file; may be given again.")

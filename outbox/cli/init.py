@@ -6,10 +6,11 @@ from pathlib import Path
 
 import rich_click as click
 
-from outbox.cli.context import emit, json_option, say
+from outbox.cli.options import command, json_option
+from outbox.cli.printing import emit, say
 
 
-@click.command(epilog="Example: outbox init && $EDITOR outbox.toml")
+@command(example="outbox init && $EDITOR outbox.toml")
 @json_option
 @click.pass_context
 def init(ctx: click.Context, as_json: bool) -> None:

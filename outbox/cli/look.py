@@ -9,13 +9,16 @@ from typing import Any
 
 import rich_click as click
 
-from outbox.cli.context import NOTHING_MATCHED, emit, json_option, outbox_of, shown, size, table
+from outbox.cli.context import NOTHING_MATCHED, outbox_of
+from outbox.cli.options import command, json_option
+from outbox.cli.printing import emit, shown, table
+from outbox.units import bytes_in_words
 
 #: So many blocked ordering keys are named, the longest blocked first.
 _BLOCKED_SHOWN = 20
 
 
-@click.command(epilog="Example: outbox status --json")
+@command(example="outbox status --json")
 @json_option
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
@@ -53,14 +56,16 @@ def status(ctx: click.Context, as_json: bool) -> None:
     table(head, rows)
     for name, each in sorted(counts.items()):
         if each["learned_bytes"]:
-            click.echo(f"\n{name} refused larger requests: at most {size(each['learned_bytes'])} go into one for now")
+            click.echo(f"\n{name} refused larger requests: at most {bytes_in_words(each['learned_bytes'])} go into one for now")
     if blocked:
         click.echo("\nblocked by a dead message; replay it, cancel it, or: outbox resume DESTINATION --key KEY")
         names = ("destination", "ordering_key", "message", "reason", "reason_text")
         table(
             ("DESTINATION", "ORDERING KEY", "MESSAGE", "REASON", "ANSWER"), [[each[name] for name in names] for each in blocked]
         )
-    click.echo(f"\nspool: {files} files, {size(spooled)}" + (f"; {size(free)} free" if free is not None else ""))
+    click.echo(
+        f"\nspool: {files} files, {bytes_in_words(spooled)}" + (f"; {bytes_in_words(free)} free" if free is not None else "")
+    )
     click.echo(f"workers: {workers}" if workers else "workers: none is running; start one with: outbox worker")
 
 
@@ -75,7 +80,7 @@ def _stopped(each: dict[str, Any]) -> str:
     return "no"
 
 
-@click.command("list", epilog="Example: outbox list --state dead --destination enos")
+@command("list", example="outbox list --state dead --destination enos")
 @click.option("--state", "states", multiple=True, type=click.Choice(["pending", "claimed", "delivered", "dead", "cancelled"]))
 @click.option("--destination", "destinations", multiple=True)
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="Show so many, newest first.")
@@ -104,7 +109,7 @@ def list_(ctx: click.Context, states: tuple[str, ...], destinations: tuple[str, 
                 row["reason"],
                 row["attempt"],
                 row["files"],
-                size(row["size"] + row["file_bytes"]),
+                bytes_in_words(row["size"] + row["file_bytes"]),
                 row["due_at"],
                 row["reason_text"],
             )
@@ -123,7 +128,7 @@ def _told(row: Any) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in _INNER}
 
 
-@click.command(epilog="Example: outbox show inspection-42 --destination enos")
+@command(example="outbox show inspection-42 --destination enos")
 @click.argument("message", metavar="ID|KEY")
 @click.option("--destination", help="Which destination's, when a key is given that several have.")
 @json_option

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import rich_click as click
 
+from outbox.cli.options import command
 from outbox.testing.receiver import SPELLING, Behaviour, Received, Receiver, parse_behaviour
 
 SECRET_VARIABLE = "OUTBOX_RECEIVER_APP_SECRET"  # noqa: S105 (the name of a variable)
@@ -24,7 +25,7 @@ def _parse(_context: click.Context, _option: click.Parameter, specs: tuple[str, 
         raise click.BadParameter(str(error)) from None
 
 
-@click.command("receiver")
+@command("receiver", example="outbox receiver --port 8765 --ledger ledger.jsonl")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
 @click.option("--org-id", help="The only organisation to serve.  [default: any]")

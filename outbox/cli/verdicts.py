@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 import rich_click as click
 
+from outbox.cli.options import command
+
 if TYPE_CHECKING:
     from outbox.destinations.base import Destination
     from outbox.destinations.table import Meaning, Rule, Verdicts
@@ -102,7 +104,7 @@ class Consequence(NamedTuple):
     follows: str
 
 
-@click.command(epilog="Example: outbox verdicts --type enos-events")
+@command(example="outbox verdicts --type enos-events")
 @click.option("--type", "names", multiple=True, metavar="TYPE", help="Only this type of destination; may be repeated.")
 def verdicts(names: tuple[str, ...]) -> None:
     """What every answer means, as a page of Markdown. Needs neither settings nor a database."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from outbox.cli.context import LEFT_BEHIND, emit, json_option, outbox_and_worker, say
+from outbox.cli.context import LEFT_BEHIND, outbox_and_worker
+from outbox.cli.options import command, json_option
+from outbox.cli.printing import emit, say
 
 if TYPE_CHECKING:
     from outbox.worker import Worker
@@ -52,7 +54,7 @@ def _worker(
     )
 
 
-@click.command(epilog="Example: outbox worker --destination enos")
+@command(example="outbox worker --destination enos")
 @_worker_options
 @click.pass_context
 def worker(ctx: click.Context, /, **options: Any) -> None:
@@ -60,7 +62,7 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
     _worker(ctx, **options).run()
 
 
-@click.command(epilog="Example (cron): */15 * * * * outbox drain")
+@command(example="*/15 * * * * outbox drain (in a crontab)")
 @_worker_options
 @json_option
 @click.pass_context

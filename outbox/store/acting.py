@@ -6,10 +6,11 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Literal, NamedTuple, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, case, exists, func, insert, literal_column, or_, select, update
+from sqlalchemy import Connection, case, exists, func, insert, select, update
 
 from outbox.model import FINAL, Lane, Selection, State
-from outbox.tables import attachment, audit, file, head, message, share, stream
+from outbox.store import selecting
+from outbox.tables import attachment, audit, file, head, message
 from outbox.verdict import cleaned
 
 Act: TypeAlias = Literal["replay", "cancel"]
@@ -33,7 +34,7 @@ def choose(
 
     One stream is waited for. Of several none is: a producer that wakes two may hold one and wait for the other.
     """
-    conditions = [message.c.id > after, *_conditions(action, selection)]
+    conditions = [message.c.id > after, *selecting.conditions(selection, _FROM[action])]
     if stream_id is not None:
         connection.execute(select(head.c.stream_id).where(head.c.stream_id == stream_id).with_for_update())
         conditions.append(message.c.stream_id == stream_id)
@@ -50,25 +51,9 @@ def choose(
 
 def count(connection: Connection, action: Act, selection: Selection) -> int:
     """How many messages of a selection the act may be done to."""
-    return connection.execute(select(func.count(message.c.id)).where(*_conditions(action, selection))).scalar_one()
-
-
-def _conditions(action: Act, selection: Selection) -> list[ColumnElement[bool]]:
-    states = sorted(_FROM[action] & set(selection.states or _FROM[action]))
-    # Words, not parameters: a partial index is only used by who says its condition.
-    words: list[ColumnElement[str]] = [literal_column(f"'{state.value}'") for state in states]
-    conditions: list[ColumnElement[bool]] = [message.c.state.in_(words)]
-    if selection.ids or selection.keys:
-        conditions.append(or_(message.c.id.in_(selection.ids), message.c.key.in_(selection.keys)))
-    if selection.destination is not None:
-        conditions.append(message.c.destination == selection.destination)
-    if selection.reasons:
-        conditions.append(message.c.reason.in_(selection.reasons))
-    if selection.ordering_key is not None:
-        ordered = exists().where(stream.c.id == message.c.stream_id, stream.c.ordering_key == selection.ordering_key)
-        unordered = exists().where(share.c.id == message.c.share_id, share.c.ordering_key == selection.ordering_key)
-        conditions.append(or_(ordered, unordered))
-    return conditions
+    return connection.execute(
+        select(func.count(message.c.id)).where(*selecting.conditions(selection, _FROM[action]))
+    ).scalar_one()
 
 
 def replay(connection: Connection, ids: Collection[int], now: datetime) -> list[int]:

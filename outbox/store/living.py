@@ -22,10 +22,19 @@ class LeftBehind(NamedTuple):
     messages: tuple[Message, ...]
 
 
-def register(connection: Connection, worker_id: str, host: str, pid: int, now: datetime) -> None:
+def register(
+    connection: Connection,
+    worker_id: str,
+    host: str,
+    pid: int,
+    now: datetime,
+    serves: Collection[str] = (),
+    version: str | None = None,
+) -> None:
     """A worker's row; its identity is new at every start."""
-    values = {"id": worker_id, "host": host[:255], "pid": pid, "started_at": now, "beat": 0, "beat_at": now}
-    connection.execute(insert(worker).values(values | {"gone": False, "stop_asked": False}))
+    told = {"id": worker_id, "host": host[:255], "pid": pid, "serves": " ".join(serves) or None, "version": version}
+    values = {"started_at": now, "beat": 0, "beat_at": now, "gone": False, "stop_asked": False}
+    connection.execute(insert(worker).values(told | values))
 
 
 def beat(connection: Connection, worker_id: str, now: datetime) -> bool:

@@ -138,6 +138,7 @@ def finish_delivery(connection: Connection, delivery_id: int, outcome: Outcome, 
             code=facts.code,
             text=facts.text,
             request_id=facts.request_id,
+            answer=facts.answer,
         )
     )
     return connection.execute(statement).rowcount == 1

@@ -1,0 +1,176 @@
+"""What commands are made of: options that can also come from the environment, and the one selection."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import rich_click as click
+
+from outbox.model import Reason, Selection, State
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _FromEnvironment:
+    """Gives every option of a command a variable: OUTBOX_, the command's name, the option's."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        path = [info_name or ""]
+        above = parent
+        while above is not None and above.parent is not None:
+            path.insert(0, above.info_name or "")
+            above = above.parent
+        if parent is not None:
+            for parameter in self.params:  # type: ignore[attr-defined]  # it is mixed into commands
+                if isinstance(parameter, click.Option) and parameter.envvar is None:
+                    flag = max(parameter.opts, key=len).lstrip("-")
+                    parameter.envvar = "_".join(["OUTBOX", *path, flag]).replace("-", "_").upper()
+                    parameter.show_envvar = True
+        made: click.Context = super().make_context(info_name, args, parent, **extra)  # type: ignore[misc]
+        return made
+
+
+class Command(_FromEnvironment, click.RichCommand):
+    """One command of ours."""
+
+
+class Group(_FromEnvironment, click.RichGroup):  # type: ignore[misc]  # two ways to the same method
+    """A command with commands below it."""
+
+    command_class = Command
+
+
+def command(name: str | None = None, *, example: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command; `example` is shown at the end of its help, and runs as it stands."""
+    made: Callable[[Callable[..., Any]], click.Command] = click.command(name, cls=Command, epilog=f"Example: {example}")
+    return made
+
+
+def json_option(function: F) -> F:
+    """The --json flag that every command has."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def yes_option(function: F) -> F:
+    """Without a terminal there is nobody to ask."""
+    return click.option("--yes", is_flag=True, help="Do not ask.")(function)
+
+
+def _somebody() -> str:
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):
+        name = "somebody"
+    return f"{name}@{socket.gethostname()}"
+
+
+def by_option(function: F) -> F:
+    """Who it is, for the audit."""
+    return click.option("--by", default=_somebody, metavar="NAME", help="Who does it. [you@this-host]")(function)
+
+
+class Length(click.ParamType[Any]):
+    """A length of time: 90s, 5m, 2h, 7d."""
+
+    name = "length"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        from outbox import units
+
+        if isinstance(value, timedelta):
+            return value
+        try:
+            return units.duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Moment(click.ParamType[Any]):
+    """An instant: so long ago (2h), or an ISO time; without a zone it is local."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        from outbox import units
+
+        if isinstance(value, datetime):
+            return value
+        try:
+            return datetime.now(UTC) - units.duration(value)
+        except (ValueError, OverflowError):
+            pass
+        try:
+            when = datetime.fromisoformat(value)
+            return (when if when.tzinfo else when.astimezone()).astimezone(UTC)
+        except (ValueError, OverflowError, OSError):
+            self.fail(f"expected how long ago, such as 2h, or a time such as 2026-11-22T18:00:00Z, got {value!r}", param, ctx)
+
+
+def complete_destination(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of destinations for the shell, from the settings file alone: a tab shall not wait for a database."""
+    import tomllib
+    from pathlib import Path
+
+    from click.shell_completion import CompletionItem
+
+    try:
+        settings = tomllib.loads(Path(os.environ.get("OUTBOX_CONFIG") or "outbox.toml").read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [CompletionItem(name) for name in settings.get("destinations", {}) if name.startswith(begun)]
+
+
+def selection_options(states: Sequence[str] = tuple(State), limit: int | None = None) -> Callable[[F], F]:
+    """The options that say which messages are meant: the same for whatever is done with them."""
+
+    def add(function: F) -> F:
+        for each in (
+            click.option(
+                "--limit", type=click.IntRange(1), default=limit, show_default=limit is not None, help="At most so many."
+            ),
+            click.option("--text", help="These words are in what was said when it died."),
+            click.option("--until", type=Moment(), metavar="TIME", help="The same, before that. So long ago, or ISO."),
+            click.option(
+                "--since",
+                type=Moment(),
+                metavar="TIME",
+                help="It ended (or, unfinished, was enqueued) at that time or later: 2h ago, or 2026-11-22T18:00:00Z.",
+            ),
+            click.option("--ordering-key", help="Messages of this ordering key."),
+            click.option("--reason", "reasons", multiple=True, type=click.Choice(list(Reason)), help="Dead for this reason."),
+            click.option("--state", "states", multiple=True, type=click.Choice(list(states)), help="May be given again."),
+            click.option("--destination", help="Messages for this destination.", shell_complete=complete_destination),
+            click.argument("messages", metavar="[ID|KEY]...", nargs=-1),
+        ):
+            function = each(function)
+        return function
+
+    return add
+
+
+def selection_of(options: dict[str, Any]) -> Selection:
+    """The selection that the options say; takes them out of the others."""
+    messages: tuple[str, ...] = options.pop("messages")
+    ids = [each for each in messages if each.isascii() and each.isdigit() and len(each) < 19]
+    return Selection(
+        ids=tuple(int(each) for each in ids),
+        keys=tuple(each for each in messages if each not in ids),
+        destination=options.pop("destination"),
+        states=tuple(State(state) for state in options.pop("states")),
+        reasons=tuple(Reason(reason) for reason in options.pop("reasons")),
+        ordering_key=options.pop("ordering_key"),
+        since=options.pop("since"),
+        until=options.pop("until"),
+        text=options.pop("text"),
+        limit=options.pop("limit"),
+    )

@@ -1,0 +1,45 @@
+"""Which rows a selection means: the one place where a person's words become conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, exists, func, literal_column, or_
+
+from outbox.model import FINAL, Selection, State
+from outbox.tables import message, share, stream
+
+
+def conditions(selection: Selection, among: Collection[State] = tuple(State)) -> list[ColumnElement[bool]]:
+    """The messages of a selection, among those in these states. Its limit is for the statement that uses them."""
+    states = set(among) & set(selection.states or among)
+    # Words, not parameters: a partial index is only used by who says its condition.
+    words: list[ColumnElement[str]] = [literal_column(f"'{state.value}'") for state in sorted(states)]
+    found: list[ColumnElement[bool]] = [message.c.state.in_(words)] if states != set(State) else []
+    if selection.ids or selection.keys:
+        found.append(or_(message.c.id.in_(selection.ids), message.c.key.in_(selection.keys)))
+    if selection.destination is not None:
+        found.append(message.c.destination == selection.destination)
+    if selection.reasons:
+        found.append(message.c.reason.in_(selection.reasons))
+    if selection.ordering_key is not None:
+        ordered = exists().where(stream.c.id == message.c.stream_id, stream.c.ordering_key == selection.ordering_key)
+        unordered = exists().where(share.c.id == message.c.share_id, share.c.ordering_key == selection.ordering_key)
+        found.append(or_(ordered, unordered))
+    if selection.since is not None:
+        found.append(_instant(states) >= selection.since)
+    if selection.until is not None:
+        found.append(_instant(states) < selection.until)
+    if selection.text:
+        found.append(func.lower(message.c.reason_text).contains(selection.text.lower(), autoescape=True))
+    return found
+
+
+def _instant(states: Collection[State]) -> ColumnElement[datetime]:
+    """When a message came into its state: the end of one that is final, the enqueue of one that is not."""
+    if FINAL.issuperset(states):
+        return message.c.finished_at
+    if FINAL.isdisjoint(states):
+        return message.c.created_at
+    return func.coalesce(message.c.finished_at, message.c.created_at)
