@@ -92,10 +92,14 @@ def _create_privately(path: Path) -> None:
             with contextlib.closing(sqlite3.connect(unfinished)) as connection:
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 connection.execute("PRAGMA journal_mode = WAL")
-            with contextlib.suppress(FileExistsError):  # somebody else was faster
-                path.hardlink_to(unfinished)
+            try:
+                path.hardlink_to(unfinished)  # and not a rename: somebody else may have been faster
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                unfinished.rename(path)
         finally:
-            unfinished.unlink()
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(f"cannot create the database {path}: {error.strerror}") from None
 
