@@ -42,6 +42,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     "Reference": {
         "verdicts": Entry("verdicts", "What every answer means."),
         "receiver": Entry("receiver", "A strict stand-in for EnOS, to try things on."),
+        "manual": Entry("manual", "Every command with its options and an example, as one page."),
+        "completion": Entry("manual", "What makes a shell complete commands, options and destinations."),
     },
 }
 _ENTRIES = {name: entry for section in SECTIONS.values() for name, entry in section.items()}

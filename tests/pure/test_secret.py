@@ -13,7 +13,8 @@ import pytest
 
 from outbox.destinations import EnosEvents, Token
 from outbox.errors import ConfigurationError
-from outbox.secret import Secret, as_secret, env, literal, secret_file
+from outbox.secret import Secret, as_secret, conceal, env, literal, remember, secret_file
+from outbox.verdict import Facts, fit_for_a_row
 
 VALUE = "s3cr3t-Value-0123456789"
 BROKEN = {
@@ -132,3 +133,35 @@ def test_what_holds_one_does_not_show_it() -> None:
     destination = EnosEvents(name="enos", url="https://integration.example", org_id="o1", token=token)
 
     assert VALUE not in repr(token) + repr(destination) + str(destination)
+
+
+def test_a_secret_that_was_used_is_concealed_wherever_it_comes_back() -> None:
+    literal("canary-in-an-answer").reveal()
+
+    assert "you sent *** and ***" == conceal("you sent canary-in-an-answer and canary-in-an-answer")
+
+
+def test_one_that_was_never_used_is_not_known() -> None:
+    literal("canary-never-used")
+
+    assert "canary-never-used" == conceal("canary-never-used")
+
+
+def test_a_short_value_is_not_looked_for() -> None:
+    remember("of")
+
+    assert "out of order" == conceal("out of order")
+
+
+def test_what_an_answer_echoes_is_masked_before_it_is_kept() -> None:
+    remember("canary-token-1")
+
+    assert "token *** has ended" == fit_for_a_row(Facts(text="token canary-token-1 has ended")).text
+    assert "Hello ***" == fit_for_a_row(Facts(answer="Hello canary-token-1")).answer
+
+
+def test_the_values_kept_in_mind_are_the_latest() -> None:
+    for number in range(200):
+        remember(f"canary-rotated-{number:03}")
+
+    assert "canary-rotated-000 ***" == conceal("canary-rotated-000 canary-rotated-199")
