@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from outbox.destinations import Credentials, Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
     from outbox.errors import (
         ConfigurationError,
+        DatabaseDamaged,
         DurabilityWarning,
         Fault,
         FileChanged,
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
         NotDurable,
         NotSent,
         OutboxError,
+        OutOfRoom,
         Refused,
         SchemaError,
         SpoolError,
         TransportError,
         UnknownDestination,
     )
+    from outbox.explaining import Cause
     from outbox.model import Enqueued, File, Lane, Reason, Selection, SpooledFile, State
-    from outbox.policy import Policy
+    from outbox.policy import Policy, Retention
     from outbox.secret import Secret, env, secret_file
     from outbox.spool import DirectorySpool, Spool
     from outbox.worker import Worker
@@ -36,8 +39,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Ambient",
+    "Cause",
     "ConfigurationError",
     "Credentials",
+    "DatabaseDamaged",
     "Destination",
     "DirectorySpool",
     "DurabilityWarning",
@@ -55,11 +60,13 @@ __all__ = [
     "NoSuchMessage",
     "NotDurable",
     "NotSent",
+    "OutOfRoom",
     "Outbox",
     "OutboxError",
     "Policy",
     "Reason",
     "Refused",
+    "Retention",
     "SchemaError",
     "Secret",
     "Selection",
@@ -84,6 +91,7 @@ _HOMES = {
     "outbox.destinations": ["Credentials", "Destination", "EnosAttributes", "EnosEvents", "EnosMeasurePoints", "Token"],
     "outbox.errors": [
         "ConfigurationError",
+        "DatabaseDamaged",
         "DurabilityWarning",
         "Fault",
         "FileChanged",
@@ -93,6 +101,7 @@ _HOMES = {
         "NoSuchMessage",
         "NotDurable",
         "NotSent",
+        "OutOfRoom",
         "OutboxError",
         "Refused",
         "SchemaError",
@@ -100,8 +109,9 @@ _HOMES = {
         "TransportError",
         "UnknownDestination",
     ],
+    "outbox.explaining": ["Cause"],
     "outbox.model": ["Enqueued", "File", "Lane", "Reason", "Selection", "SpooledFile", "State"],
-    "outbox.policy": ["Policy"],
+    "outbox.policy": ["Policy", "Retention"],
     "outbox.secret": ["Secret", "env", "secret_file"],
     "outbox.spool": ["DirectorySpool", "Spool"],
     "outbox.worker": ["Worker"],

@@ -10,15 +10,15 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import URL, Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.exc import DBAPIError
 
 from outbox import intake
 from outbox.ambient import Ambient
-from outbox.database import Database, missing_tables, not_power_safe
+from outbox.care import Care
+from outbox.database import Database, in_our_words, missing_tables, not_power_safe
 from outbox.destinations.base import Destination
 from outbox.errors import (
     ConfigurationError,
@@ -28,25 +28,36 @@ from outbox.errors import (
     KeyConflict,
     NotDurable,
     OutboxError,
+    OutOfRoom,
     Refused,
     SchemaError,
     SpoolError,
 )
 from outbox.model import Attachment, Enqueued, FileSource, Lane, SpooledFile, State
 from outbox.operations import Operations
-from outbox.policy import HANDFUL, SWEEP_GRACE
+from outbox.policy import HANDFUL, RESERVE, SWEEP_GRACE, Retention
+from outbox.reserve import Room, spoiled
 from outbox.spool.base import Oversize, Spool
 from outbox.spool.directory import DirectorySpool
 from outbox.store import arriving, keeping, shares
 from outbox.timekeeping import Timekeeper, plausible
+from outbox.tracing import current_context
+from outbox.units import bytes_in_words
+from outbox.views import Views
+from outbox.why import Explaining
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, scoped_session
 
 
-class Outbox(Operations):
+class Outbox(Operations, Explaining, Views):
     """A database, a spool and the destinations; what a program enqueues through and a worker works on.
 
     `database` is a URL, or an engine on the database that the program uses itself. `spool` is a directory or a Spool. `roots`
     are the directories that paths given to `enqueue` must lie in; none means anywhere. `durability` says what happens when a
-    caller's connection would lose a commit at a power cut: "warn" once, "strict" refuses, "ignore" is for tests.
+    caller's connection would lose a commit at a power cut: "warn" once, "strict" refuses, "ignore" is for tests. `retention`
+    says how long what is over is kept. `quota` is how many bytes of files the spool may hold. `reserve` is how many bytes of a
+    disk producers leave alone, and the length of the file beside a SQLite database that a worker gives back when it is full.
 
     Making one opens nothing: not the database, not the spool, not the network.
     """
@@ -59,6 +70,9 @@ class Outbox(Operations):
         destinations: Iterable[Destination],
         roots: Iterable[str | os.PathLike[str]] = (),
         durability: Literal["warn", "strict", "ignore"] = "warn",
+        retention: Retention | None = None,
+        quota: int | None = None,
+        reserve: int = RESERVE,
         ambient: Ambient | None = None,
     ) -> None:
         self.database = Database(database)
@@ -75,6 +89,14 @@ class Outbox(Operations):
         self._durability = durability
         self._warn_lock = threading.Lock()
         self._time = Timekeeper(self.ambient)
+        if quota is not None and quota < 1:
+            raise ConfigurationError(f"expected quota to be a number of bytes of at least 1, or None, got {quota}")
+        if reserve < 0:
+            raise ConfigurationError(f"expected reserve to be a number of bytes of at least 0, got {reserve}")
+        self.quota = quota
+        self.retention = retention or Retention()
+        self.room = Room(self.database, self.spool_store, quota, reserve)
+        self.care = Care(self.database, self.spool_store, self.ambient, self.destinations, self.retention, self.room)
 
     def __repr__(self) -> str:
         return f"Outbox({self.database!r}, destinations={sorted(self.destinations)})"
@@ -92,6 +114,7 @@ class Outbox(Operations):
         due_at: datetime | None = None,
         expires_at: datetime | None = None,
         lane: Lane | str | None = None,
+        traceparent: str | None = None,
     ) -> Enqueued:
         """Add a message inside the caller's transaction: it is due when that commits, and never was if it rolls back.
 
@@ -100,10 +123,18 @@ class Outbox(Operations):
         content it raises KeyConflict. Messages with the same `ordering_key` are delivered in commit order; with `ordered=False`
         (default: the destination's) they only take fair turns with those of other keys. `due_at` is when to try first (aware;
         default now), `expires_at` when to give up, `lane` which queue to wait in (default: normal, or large for big files).
+        `traceparent` is the trace context that the delivery shall be linked to (the W3C's form; default: the current span of
+        OpenTelemetry, if this program uses that).
 
-        Raises Refused with every fault found, before anything is written; UnknownDestination; KeyConflict; SpoolError when the
-        spool cannot take a file; NotDurable with durability="strict". The transaction stays usable after each of them.
+        A key is remembered for as long as its message is kept.
+
+        Raises Refused with every fault found, before anything is written; UnknownDestination; KeyConflict; OutOfRoom when the
+        quota, a disk or the database is full; SpoolError when the spool cannot take a file; NotDurable with
+        durability="strict". The transaction stays usable after each of them, unless a database that ran full in the middle of a
+        statement has rolled it back: then its connection says so.
         """
+        from sqlalchemy.orm import Session, scoped_session  # only a producer needs it, and it takes a tenth of a second
+
         if not isinstance(session, Session | Connection | scoped_session):
             raise TypeError(f"expected a SQLAlchemy Session or Connection, got {type(session).__name__}")
         when = self._time.read()
@@ -119,19 +150,26 @@ class Outbox(Operations):
             expires_at=expires_at,
             lane=lane,
             roots=self._roots,
+            traceparent=current_context() if traceparent is None else traceparent,
             now=when.invented,  # an age counts from the later of two times: a clock that is set right ends no message early
         )
+        self.room.admit(sum(each.size or 0 for each in request.files if _comes_in(each)), request.size)
         attachments, fresh = self._spool_all(request)
         try:
             # Only now, with the files at rest: the first statement may take SQLite's write lock.
             connection = session if isinstance(session, Connection) else session.connection()
             self._mind_durability(connection)
+            self.room.admit_inside(connection, request.size)
             return self._insert(connection, request, attachments, {file.name for file in fresh}, now)
-        except (OperationalError, ProgrammingError) as error:
+        except DBAPIError as error:
             self._drop(fresh)
             if missing_tables(error):
                 raise SchemaError("the database has no outbox schema yet; run: outbox db upgrade") from error
-            raise
+            known = in_our_words(error, self.database.path)
+            if known is None:
+                raise
+            spoiled(connection, error)
+            raise known from error
         except BaseException:
             self._drop(fresh)
             raise
@@ -146,6 +184,7 @@ class Outbox(Operations):
             raise Refused(found)
         if isinstance(found.source, SpooledFile):
             return found.source
+        self.room.admit(found.size or 0, 0)
         spooled = self._copy(found, None)
         try:
             with self.database.begin() as connection:
@@ -184,24 +223,12 @@ class Outbox(Operations):
             yield from sorted(rubbish)
 
     def free_files(self) -> int:
-        """Delete the bytes of files whose messages were delivered an hour ago and that nothing else needs; returns how many.
+        """Delete the bytes of files that nothing needs any more; returns how many, a handful at most.
 
-        Also those spooled ahead a day ago and never given to a message.
+        Of messages that were delivered an hour ago (`Retention.free_after`) or purged, and of those spooled ahead a day ago and
+        never given to a message.
         """
-        now = self.ambient.now()
-        with self.database.read() as connection:
-            if not keeping.files_to_free(connection, now, 1):
-                return 0
-        with self.database.begin() as connection:
-            due = keeping.files_to_free(connection, now, HANDFUL)
-            needed = keeping.still_needed(connection, due)
-            going = [name for name in due if name not in needed]
-            keeping.keep(connection, needed)
-            keeping.mark_freed(connection, going, now)
-        # Only now: had the commit failed, a row would be without its bytes.
-        for name in going:
-            self.spool_store.delete(name)
-        return len(going)
+        return self.care.free_files()
 
     def close(self) -> None:
         """Close our own connections; the caller's are the caller's."""
@@ -242,9 +269,15 @@ class Outbox(Operations):
     def _copy(self, offered: intake.Offered, limit: int | None) -> SpooledFile:
         source = intake.open_source(offered)
         ours = source is not offered.source
+        most = limit if offered.size is not None else self.room.most_of_a_file(limit)
         try:
-            copied = self.spool_store.put(self.ambient.new_id(), source, limit)
+            copied = self.spool_store.put(self.ambient.new_id(), source, most)
         except Oversize as error:
+            if most != limit:
+                raise OutOfRoom(
+                    f"file {offered.name!r} has more bytes than there is room for ({bytes_in_words(error.limit)}); deliver, "
+                    "cancel or purge messages with files, raise the quota, or make room on the disk of the spool"
+                ) from None
             raise Refused(
                 [Fault(f"files.{offered.name}", f"has more than {error.limit} bytes, which is the most allowed")]
             ) from None
@@ -254,6 +287,7 @@ class Outbox(Operations):
         finally:
             if ours:
                 source.close()
+        self.room.added(copied.size)
         return SpooledFile(copied.name, copied.size, copied.sha256, copied.md5, offered.filename)
 
     def _insert(
@@ -280,6 +314,7 @@ class Outbox(Operations):
             scheduled=request.due_at is not None,
             expires_at=request.expires_at,
             clock_plausible=plausible(now),
+            traceparent=request.traceparent,
         )
         shared = {each.file.name: each.name for each in attachments if each.file.name not in fresh}
         for name in arriving.freed(connection, shared) if shared else ():
@@ -319,6 +354,11 @@ class Outbox(Operations):
         for file in files:
             with contextlib.suppress(SpoolError):
                 self.spool_store.delete(file.name)
+
+
+def _comes_in(offered: intake.Offered) -> bool:
+    """Whether a file takes room in the spool that it does not have yet."""
+    return not isinstance(offered.source, SpooledFile)
 
 
 def _spool_again(name: str) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import QueuePool
 
 from outbox.ambient import uuid7
-from outbox.errors import ConfigurationError, SchemaError
+from outbox.errors import ConfigurationError, DatabaseDamaged, OutOfRoom, SchemaError
+from outbox.secret import remember
 
 #: Seconds a SQLite writer waits for its turn.
 _BUSY_TIMEOUT = 60
@@ -25,6 +28,24 @@ _IDLE_TIMEOUT = 10
 #: Workers checkpoint far more often than this; it only bounds the WAL (about 80 MB) while none is running. SQLite before
 #: 3.51.3 can lose a race between two checkpointers, so in the normal course of things there is only one.
 _AUTOCHECKPOINT_PAGES = 20_000
+
+
+#: A WAL with more bytes is emptied even if others wait for a moment, and how many seconds they do at most.
+_WAL_KEPT = 64 * 1024 * 1024
+_MOMENT = 0.25
+#: SQLite's codes: full; damaged, or no database at all; and what it may say instead of full: I/O error, cannot open.
+_FULL = 13
+_CORRUPT = (11, 26)
+_PERHAPS_FULL = (10, 14)
+#: Bytes of free disk that count as none.
+_NOTHING_LEFT = 256 * 1024
+#: Pages that SQLite allows where nobody has set a limit; older versions have the lower one.
+_ENDLESS = 2**30 - 1
+_INCREMENTAL = 2
+_GONE = (
+    "the database {path} was deleted or replaced while it was in use; nothing was put in its place: "
+    "restore a copy if it is gone, and start what uses it again"
+)
 
 
 def connect(url: str | URL) -> Engine:
@@ -45,6 +66,7 @@ def connect(url: str | URL) -> Engine:
         if not url.database.startswith("file:") and not Path(url.database).exists():
             raise SchemaError(f"there is no database {url.database} yet; run: outbox init, or outbox db upgrade")
         engine = create_engine(url, hide_parameters=True, pool_size=1, max_overflow=0, pool_timeout=2 * _BUSY_TIMEOUT)
+        _open_only(engine)
         _begin_with(engine, "BEGIN IMMEDIATE")
         prepare(engine)
         return engine
@@ -139,8 +161,32 @@ def _reading(engine: Engine) -> Engine:
     if engine.dialect.name != "sqlite":
         return engine
     readers = create_engine(engine.url, hide_parameters=True, pool_size=4, max_overflow=8)
+    _open_only(readers)
     _begin_with(readers, "BEGIN")
     return prepare(readers)
+
+
+@contextmanager
+def _as_a_statement(words: str) -> Iterator[None]:
+    """What the driver raises, as SQLAlchemy would have raised it."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DBAPIError(words, None, error, hide_parameters=True) from error
+
+
+def _open_only(engine: Engine) -> None:
+    """SQLite puts an empty database where one was deleted; a connection of ours never does."""
+
+    @event.listens_for(engine, "do_connect")
+    def open_what_is_there(_dialect: Any, _record: Any, args: Any, named: dict[str, Any]) -> None:
+        if named.get("uri") or not args:
+            return  # whoever writes the URI says how it is opened
+        path = Path(args[0])
+        if not path.exists():
+            raise DatabaseDamaged(_GONE.format(path=path))
+        args[0] = f"{path.as_uri()}?mode=rw"
+        named["uri"] = True
 
 
 def _begin_with(engine: Engine, words: str) -> None:
@@ -164,6 +210,33 @@ def _let_go_when_frozen(engine: Engine) -> None:
         connection.commit()
 
 
+class Pages(NamedTuple):
+    """The pages of a SQLite database; sizes in bytes."""
+
+    size: int  #: of one
+    used: int  #: how many there are, those included that are free
+    free: int  #: how many of them hold nothing
+    most: int  #: how many there may be
+    shrinks: bool  #: free ones can be given back in small steps
+
+    @property
+    def limited(self) -> bool:
+        """Whether somebody has limited them; else only the disk does."""
+        return self.most < _ENDLESS
+
+    @property
+    def room(self) -> int:
+        """Bytes that may still come."""
+        return (self.most - self.used + self.free) * self.size
+
+
+class Holder(NamedTuple):
+    """A transaction, or what else keeps Postgres from vacuuming what was deleted since it began."""
+
+    what: str  #: in words: its process, application, user and state, or the name of a prepared one
+    seconds: float  #: how long it has been open
+
+
 class Database:
     """Our engine on one database, opened when it is first used and dropped in a forked child.
 
@@ -178,8 +251,11 @@ class Database:
             # what was committed while one was waited for.
             self._lent = given.execution_options(isolation_level="READ COMMITTED")
         self._url = given.url if isinstance(given, Engine) else parsed(given)
+        if self._url.password is not None:
+            remember(str(self._url.password), lasting=True)
         self._engine: Engine | None = None
         self._reader: Engine | None = None
+        self._file: tuple[int, int] | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
 
@@ -210,8 +286,13 @@ class Database:
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """One short transaction: committed at the end, rolled back on an exception."""
-        with self.engine.begin() as connection:
+        """One short transaction: committed at the end, rolled back on an exception.
+
+        Raises OutOfRoom when the database or its disk is full, and DatabaseDamaged when it is damaged, or not the one any more
+        that was opened.
+        """
+        with self._watched(), self.engine.begin() as connection:
+            self._same_file()
             yield connection
 
     @contextmanager
@@ -221,24 +302,134 @@ class Database:
         Also for one whose first statement is a write, which is when it takes SQLite's write lock: as a caller's own does.
         """
         engine = self.engine
-        with (self._reader or engine).connect() as connection, connection.begin():
+        with self._watched(), (self._reader or engine).connect() as connection, connection.begin():
+            self._same_file()
             yield connection
 
-    def checkpoint(self) -> None:
-        """SQLite: move the WAL into the database file without making anyone wait. Elsewhere nothing."""
-        if self.engine.dialect.name == "sqlite":
-            raw = self.engine.raw_connection()
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if (known := in_our_words(error, self.path)) is not None:
+                raise known from error
+            raise
+
+    def _same_file(self) -> None:
+        """Raises DatabaseDamaged when another file, or none, is where the database was when it was opened."""
+        path = self.path
+        if path is None:
+            return
+        try:
+            found = path.stat()
+        except OSError:
+            raise DatabaseDamaged(_GONE.format(path=path)) from None
+        if self._file is None:
+            self._file = (found.st_dev, found.st_ino)
+        if self._file != (found.st_dev, found.st_ino):
+            raise DatabaseDamaged(_GONE.format(path=path))
+
+    def checkpoint(self, *, shrink: bool = False) -> None:
+        """SQLite: move the WAL into the database file without making anyone wait. Elsewhere nothing.
+
+        A WAL that has grown all the same, since somebody always reads or writes, is emptied in a moment that others wait for;
+        with `shrink` it always is, so that its disk is free again.
+        """
+        path = self.path
+        if path is None or self._lent is not None:
+            return
+        with self._watched():
+            self._checkpoint("PASSIVE", _BUSY_TIMEOUT)
+            if shrink or wal_of(path) > _WAL_KEPT:
+                self._checkpoint("TRUNCATE", _MOMENT)
+
+    def _checkpoint(self, how: str, patience: float) -> None:
+        with self.engine.connect() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            driver.execute(f"PRAGMA busy_timeout = {round(patience * 1000)}")
             try:
-                raw.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").close()
+                with _as_a_statement(f"wal_checkpoint({how})"):
+                    driver.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
             finally:
-                raw.close()
+                driver.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000}")
+
+    def pages(self) -> Pages | None:
+        """SQLite: the pages of the database, as a connection of ours that writes may use them. Elsewhere None."""
+        if self.kind != "sqlite":
+            return None
+        with self._watched(), self.engine.connect() as connection:
+            return pages_of(connection)
+
+    def give_back(self, pages: int) -> None:
+        """SQLite: return up to so many pages that are free to the file system, at the next checkpoint. Elsewhere nothing.
+
+        Only a database that was created by us can, or one with `auto_vacuum = INCREMENTAL`.
+        """
+        if self.kind != "sqlite":
+            return
+        # As a script: it makes a step for each page, and of a statement without columns Python makes only one.
+        with self._watched(), self.engine.connect() as connection:
+            self._same_file()
+            driver: Any = connection.connection.dbapi_connection
+            with _as_a_statement(f"incremental_vacuum({pages})"):
+                driver.executescript(f"PRAGMA incremental_vacuum({pages})")
+
+    def oldest_transaction(self) -> Holder | None:
+        """Postgres: who has kept deleted rows from being vacuumed for longest. Elsewhere None, and None when nobody does.
+
+        Without the role pg_read_all_stats, only the sessions of our own user tell what they are.
+        """
+        if self.kind != "postgresql":
+            return None
+        with self.read() as connection:
+            row = connection.execute(_OLDEST).one_or_none()
+        return None if row is None else Holder(row.what, float(row.seconds))
+
+    @property
+    def path(self) -> Path | None:
+        """The file of a SQLite database; None elsewhere."""
+        name = self._url.database
+        return Path(name).absolute() if self.kind == "sqlite" and name and not name.startswith("file:") else None
+
+    @contextmanager
+    def inspecting(self) -> Iterator[Engine]:
+        """An engine for looking at what may be damaged: it changes nothing, and reads any text, whatever its bytes.
+
+        Ours would not do: closing the last connection to a SQLite database moves its WAL into it.
+        """
+        path = self.path
+        if path is None:
+            yield self.engine.execution_options(postgresql_readonly=self.kind == "postgresql")
+            return
+        if not path.exists():
+            raise SchemaError(f"there is no database {path} yet; run: outbox init, or outbox db upgrade")
+        query = {"mode": "ro", "uri": "true"}
+        url = URL.create("sqlite", database=path.as_uri().replace("file://", "file:", 1), query=query)
+        engine = create_engine(url, hide_parameters=True, connect_args={"timeout": _BUSY_TIMEOUT})
+        _begin_with(engine, "BEGIN")
+
+        @event.listens_for(engine, "connect")
+        def read_anything(connection: Any, _record: Any) -> None:
+            connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+
+        try:
+            yield engine
+        finally:
+            engine.dispose()
 
     def close(self) -> None:
         """Close every connection of ours; those of a caller's engine are the caller's."""
         for ours in (self._engine, self._reader):
             if ours is not None and ours is not self._lent:
                 ours.dispose(close=self._pid == os.getpid())
-        self._engine = self._reader = None
+        self._engine = self._reader = self._file = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a look would have to wait for callers, who have all the connections of the engine that they lent us."""
+        pool: Any = None if self._lent is None else self._lent.pool
+        most = getattr(pool, "_max_overflow", -1)  # SQLAlchemy tells it nowhere else
+        return isinstance(pool, QueuePool) and most >= 0 and pool.checkedout() >= pool.size() + most
 
     @property
     def kind(self) -> str:
@@ -301,12 +492,85 @@ def _require_transaction(connection: Connection) -> None:
         )
 
 
+def pages_of(connection: Connection) -> Pages | None:
+    """The pages of a SQLite database, as this connection may use them; None for another database."""
+    if connection.dialect.name != "sqlite":
+        return None
+
+    def ask(name: str) -> int:
+        # Past SQLAlchemy, which would begin a transaction for it, and with our own connections take the write lock.
+        cursor: Any = connection.connection.cursor()
+        try:
+            cursor.execute(f"PRAGMA {name}")
+            return int(cursor.fetchone()[0])
+        finally:
+            cursor.close()
+
+    return Pages(
+        ask("page_size"), ask("page_count"), ask("freelist_count"), ask("max_page_count"), ask("auto_vacuum") == _INCREMENTAL
+    )
+
+
+def wal_of(path: Path) -> int:
+    """Bytes of the WAL beside a SQLite database."""
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size
+    except OSError:
+        return 0
+
+
+def rolled_back(connection: Connection) -> bool:
+    """Whether the database itself has rolled this connection's transaction back, as SQLite may when it is full."""
+    driver = connection.connection.dbapi_connection
+    return connection.dialect.name == "sqlite" and getattr(driver, "in_transaction", True) is False
+
+
+def in_our_words(error: DBAPIError, path: Path | None = None) -> OutOfRoom | DatabaseDamaged | None:
+    """What a database says when it is full, or damaged, as an error of ours; None for anything else.
+
+    `path` is that of a SQLite database: what it calls an I/O error is a full disk if there is no room on it.
+    """
+    words, code, state = _first_line(error.orig), getattr(error.orig, "sqlite_errorcode", 0) & 0xFF, _state_of(error.orig)
+    where = f"the database {path}" if path else "the database"
+    if code in _CORRUPT or state in ("XX001", "XX002"):
+        return DatabaseDamaged(
+            f"{where} is damaged ({words}); nothing was replaced: stop what uses it, keep what is there, and restore a copy"
+        )
+    if code == _FULL or state == "53100":
+        return OutOfRoom(f"{where} or its disk is full ({words}); make room or purge messages, and try again")
+    if state == "53200":
+        return OutOfRoom(f"the server of {where} is out of memory ({words}); try again later")
+    if code in _PERHAPS_FULL and path is not None and shutil.disk_usage(path.parent).free < _NOTHING_LEFT:
+        return OutOfRoom(f"the disk of {where} is full ({words}); make room or purge messages, and try again")
+    return None
+
+
+def _first_line(error: object) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _state_of(error: object) -> str:
+    return str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "")
+
+
 def missing_tables(error: DBAPIError) -> bool:
     """Whether a statement failed because our tables are not there."""
     words = str(error.orig)
     return "outbox_" in words and ("no such table" in words or "does not exist" in words)
 
 
+# What keeps deleted rows from being vacuumed: transactions that see the past or have written, and prepared ones.
+_OLDEST = text("""
+    SELECT what, extract(epoch FROM clock_timestamp() - since) AS seconds FROM (
+        SELECT 'the transaction of process ' || pid || coalesce(' (' || nullif(application_name, '') || ')', '')
+               || coalesce(', user ' || usename, '') || coalesce(', ' || state, '') AS what, xact_start AS since
+        FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+              AND backend_type = 'client backend' AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+        UNION ALL
+        SELECT 'the prepared transaction ' || gid, prepared FROM pg_prepared_xacts WHERE database = current_database()
+    ) AS held ORDER BY since LIMIT 1
+""")
 _POSTGRES_SETTINGS = text(
     "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit')"
 )

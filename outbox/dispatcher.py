@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,12 +18,14 @@ from outbox.ambient import Ambient
 from outbox.claims import Claims, WorkerGone
 from outbox.database import Database
 from outbox.destinations.base import Destination
+from outbox.errors import OutboxError
 from outbox.model import Batch, Lane
 from outbox.patience import Stop
 from outbox.policy import FREE_AFTER, Policy
 from outbox.sending import Sender
 from outbox.spool.base import Spool
 from outbox.store import breaker, living, recording, shares, streams
+from outbox.telemetry import TRACEPARENT, trace_id_of
 from outbox.transport import Transport
 from outbox.verdict import (
     Delivered,
@@ -29,6 +33,7 @@ from outbox.verdict import (
     NotSent,
     Reject,
     Result,
+    Settlement,
     Unknown,
     Verdict,
     charges_destination,
@@ -36,6 +41,7 @@ from outbox.verdict import (
     outcome,
     settle,
 )
+from outbox.watching import Recorded, Watcher, Watchers
 
 __all__ = ["Dispatcher", "WorkerGone"]
 
@@ -49,7 +55,7 @@ _STALE_AFTER = 0.5
 class Dispatcher:
     """Takes turns for a worker; any number of threads may, at the same time.
 
-    `identity` gives the worker's present one. `stopping` says that no send may begin any more.
+    `identity` gives the worker's present one. `stopping` says that no send may begin any more. `watcher` is told what happens.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Dispatcher:
         transport: Transport,
         identity: Callable[[], str],
         stopping: Callable[[], bool] = lambda: False,
+        watcher: Watcher | None = None,
     ) -> None:
         self._database = database
         self._destinations = destinations
@@ -69,11 +76,13 @@ class Dispatcher:
         self._claims = Claims(database, destinations, ambient, identity)
         self._identity = identity
         self._stopping = stopping
+        self._watcher = Watchers([watcher] if watcher else [])
         self._lock = threading.Lock()
         self._claiming = 0
         self._held: set[int] = set()
         self._unrecorded: list[Result] = []
         self._untold: set[tuple[str, int]] = set()
+        self.free_after: timedelta | None = FREE_AFTER  #: how long the bytes of what was delivered stay in the spool
 
     def turn(self, name: str, lanes: Sequence[Lane], *, peek: bool = True) -> bool:
         """Claim one batch of a destination, send it and record what became of it.
@@ -92,9 +101,11 @@ class Dispatcher:
                 hold.append(batch.delivery)
         if batch is None:
             return False
-        verdict = self._deliver(batch, began)
-        result = Result(batch.delivery, batch.worker, name, batch.messages, len(batch.messages), verdict, batch.knock)
-        self._record_or_keep(result)
+        verdict, trace_id = self._deliver(batch, began)
+        size = len(batch.messages)
+        self._record_or_keep(
+            Result(batch.delivery, batch.worker, name, batch.messages, size, verdict, batch.knock, trace_id=trace_id)
+        )
         match verdict:
             case Delivered() | Reject():
                 return True
@@ -199,13 +210,16 @@ class Dispatcher:
             self._claiming -= 1
             self._held.update(claimed)
 
-    def _deliver(self, batch: Batch, claimed_at: float) -> Verdict:
-        """What became of a batch; a stop of ours is nobody's fault."""
+    def _deliver(self, batch: Batch, claimed_at: float) -> tuple[Verdict, str | None]:
+        """What became of a batch, and the trace it was sent in; a stop of ours is nobody's fault."""
         destination = self._destinations[batch.destination]
-        verdict = self._sender.send(destination, batch, lambda: self._held_back(batch, claimed_at))
+        headers = self._watcher.upload_begins(batch)
+        began = self._ambient.monotonic()
+        verdict = self._sender.send(destination, batch, lambda: self._held_back(batch, claimed_at), headers)
         if isinstance(verdict, NotSent) and self._stopping():
             verdict = replace(verdict, charged=False)
-        return verdict
+        self._watcher.upload_ended(batch, verdict, self._ambient.monotonic() - began)
+        return verdict, trace_id_of(headers.get(TRACEPARENT))
 
     def _held_back(self, batch: Batch, claimed_at: float) -> str | None:
         """Why an upload that is about to begin must not. The claim looked for a pause, but a token may take its time."""
@@ -216,7 +230,7 @@ class Dispatcher:
         try:
             with self._database.read() as connection:
                 stop = breaker.read(connection, batch.destination).stop
-        except SQLAlchemyError:
+        except (SQLAlchemyError, OutboxError):
             return "the database went away before the send began"
         return "paused before the send began" if stop is Stop.PAUSE else None
 
@@ -233,9 +247,13 @@ class Dispatcher:
         with self._lock:
             self._held.discard(result.delivery)
         self._say(result, written)
+        self._watcher.recorded(Recorded(result, written))
 
-    def _write(self, result: Result) -> set[int]:
-        """One short transaction: the destination's row, the messages with their attempts, the delivery."""
+    def _write(self, result: Result) -> dict[int, Settlement]:
+        """One short transaction: the destination's row, the messages with their attempts, the delivery.
+
+        Returns what became of the messages whose claim still held.
+        """
         when = self._claims.when(result.destination)
         now = when.now
         declared = self._destinations.get(result.destination)
@@ -271,11 +289,11 @@ class Dispatcher:
             )
             recording.finish_delivery(connection, result.delivery, outcome(verdict), verdict.facts, now)
             with_files = [each.id for each in result.messages if each.attachments and each.id in recorded.written]
-            if with_files and isinstance(verdict, Delivered):
-                recording.free_later(connection, with_files, now + FREE_AFTER)
+            if with_files and isinstance(verdict, Delivered) and self.free_after is not None:
+                recording.free_later(connection, with_files, now + self.free_after)
         with self._lock:
             self._untold |= {(result.destination, each) for each in recorded.shares}
-        return recorded.written
+        return {each: settlement for each, (_, settlement) in settled.items() if each in recorded.written}
 
     def _recovered(self, connection: Connection, result: Result) -> set[int]:
         """Of the messages of a delivery, those whose failure says something about themselves; see `settle`."""
@@ -292,18 +310,21 @@ class Dispatcher:
         with self._database.read() as connection:
             found = living.left_behind(connection, ids)
         for each in found:
-            self._write(Result(each.id, each.worker, each.destination, each.messages, each.size, verdict, witnessed=False))
+            result = Result(each.id, each.worker, each.destination, each.messages, each.size, verdict, witnessed=False)
+            written = self._write(result)
             log.warning(
                 "delivery %s to %s was left behind (%s)",
                 each.id,
                 each.destination,
                 verdict.facts.text,
-                extra={"delivery_id": each.id, "destination": each.destination, "worker_id": each.worker},
+                extra=_ids_of(result) | {"outcome": outcome(verdict).value},
             )
+            self._say_of_messages(result, written)
+            self._watcher.recorded(Recorded(result, written))
         return len(found)
 
-    def _say(self, result: Result, written: set[int]) -> None:
-        ids = {"delivery_id": result.delivery, "destination": result.destination, "worker_id": result.worker}
+    def _say(self, result: Result, written: Mapping[int, Settlement]) -> None:
+        ids = _ids_of(result)
         if lost := len(result.messages) - len(written):
             log.warning(
                 "the claim on %s messages of delivery %s was lost; their outcome (%s) is kept as late",
@@ -321,5 +342,38 @@ class Dispatcher:
             result.destination,
             len(result.messages),
             f": {facts.text}" if facts.text and not isinstance(result.verdict, Delivered) else "",
-            extra=ids | {"status": facts.status, "code": facts.code, "request_id": facts.request_id},
+            extra=ids
+            | {
+                "outcome": outcome(result.verdict).value,
+                "status": facts.status,
+                "code": facts.code,
+                "request_id": facts.request_id,
+                "message_ids": [message.id for message in result.messages],
+            },
         )
+        self._say_of_messages(result, written)
+
+    def _say_of_messages(self, result: Result, written: Mapping[int, Settlement]) -> None:
+        """A line for each message, for whoever looks for one; each with the trace that it was enqueued in."""
+        if not log.isEnabledFor(logging.DEBUG):
+            return
+        ids = _ids_of(result)
+        for message in result.messages:
+            became = written.get(message.id)
+            own = {
+                "message_id": message.id,
+                "message_key": message.key,
+                "trace_id": trace_id_of(message.traceparent),
+                "outcome": (became.outcome if became else outcome(result.verdict)).value,
+            }
+            state = f"is {became.state.value}" if became else "is not ours any more"
+            log.debug("message %s (%s) %s: %s", message.id, message.key, state, own["outcome"], extra=ids | own)
+
+
+def _ids_of(result: Result) -> dict[str, Any]:
+    return {
+        "delivery_id": result.delivery,
+        "destination": result.destination,
+        "worker_id": result.worker,
+        "trace_id": result.trace_id,
+    }

@@ -8,7 +8,10 @@ OutboxError
 ├── NotDurable             the caller's connection would lose a commit at a power cut
 ├── SchemaError            the database is not migrated, or newer than this code
 ├── NoSuchMessage          no message has that id or key
+├── OutOfRoom              the quota, a disk or the database is full
+├── DatabaseDamaged        the database is damaged, or was deleted or replaced while it was in use
 ├── SpoolError             the spool could not take or give a file
+│   ├── SpoolFull          its disk is full (also an OutOfRoom)
 │   ├── FileMissing        a spooled file is not there
 │   └── FileChanged        a spooled file is not what was enqueued
 └── TransportError         a request got no answer
@@ -90,8 +93,24 @@ class NoSuchMessage(OutboxError, LookupError):
     """No message has that id or key."""
 
 
+class OutOfRoom(OutboxError):
+    """The quota of the spool, a disk or the database is full, or would be; says which, and what to do.
+
+    Raised at the door nothing was written and the caller's transaction is usable. A database that ran full in the middle of a
+    statement may have rolled the caller's transaction back: then its connection refuses to go on until it is rolled back.
+    """
+
+
+class DatabaseDamaged(OutboxError):
+    """The database is damaged, or was deleted or replaced while it was in use. Nothing is ever put in its place."""
+
+
 class SpoolError(OutboxError):
     """The spool could not take or give a file."""
+
+
+class SpoolFull(SpoolError, OutOfRoom):
+    """The disk of the spool is full."""
 
 
 class FileMissing(SpoolError):

@@ -17,6 +17,7 @@ from outbox import payload as json_payload
 from outbox.destinations.base import Destination
 from outbox.errors import Fault, Refused
 from outbox.model import Attachment, Draft, File, FileSource, Lane, SpooledFile
+from outbox.telemetry import context_of
 from outbox.timekeeping import plausible
 
 KEY_LIMIT = 255
@@ -52,6 +53,7 @@ class Request:
     due_at: datetime | None
     expires_at: datetime | None
     lane: Lane | None
+    traceparent: str | None
 
 
 def examine(
@@ -67,6 +69,7 @@ def examine(
     lane: object,
     roots: Sequence[Path],
     now: datetime,
+    traceparent: object = None,
 ) -> Request:
     """The request in order, or Refused with all its faults. Reads no file's content."""
     endless = json_payload.unbounded(payload)
@@ -80,6 +83,11 @@ def examine(
         )
     if lane is not None and lane not in list(Lane):
         faults.append(Fault("lane", f"no lane named {json_payload.brief(lane)}; known: {', '.join(Lane)}"))
+    context = context_of(traceparent) if isinstance(traceparent, str) else None
+    if traceparent is not None and context is None:
+        faults.append(
+            Fault("traceparent", f"expected the W3C's form, 00-TRACE-SPAN-FLAGS, got {json_payload.brief(traceparent)}")
+        )
     if not isinstance(files, Mapping):
         raise Refused(
             [*faults, Fault("files", f"expected names and files as in {{'photo': path}}, got {json_payload.brief(files)}")]
@@ -117,6 +125,7 @@ def examine(
         due_at=due_at if isinstance(due_at, datetime) else None,
         expires_at=_earliest(expires_at, destination.policy.max_age, now),
         lane=Lane(str(lane)) if lane else None,
+        traceparent=context,
     )
 
 

@@ -187,6 +187,7 @@ class Message:
     files: int = 0
     attachments: tuple[Attachment, ...] = ()
     suspect: bool = False  #: a worker died while it travelled alone
+    traceparent: str | None = None  #: the context of the trace it was enqueued in
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,27 +1,37 @@
-"""What a person does to an outbox: pause, resume, replay, cancel. Each leaves a row in the audit."""
+"""What a person does to an outbox: pause, resume, replay, cancel, purge. Each leaves one row in the audit."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Collection
 
+from outbox.acts import Act, Begun
 from outbox.ambient import Ambient
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, UnknownDestination
 from outbox.model import Selection
 from outbox.patience import paused, resumed
-from outbox.policy import HANDFUL
-from outbox.store import acting, breaker, streams
+from outbox.store import acting, breaker, living, streams
+from outbox.store.acting import Action, Preview
 from outbox.timekeeping import When
 from outbox.verdict import cleaned
 
 
 class Operations:
-    """The part of an Outbox that is for its operator; `by` is always the name of whoever does it."""
+    """The part of an Outbox that is for its operator; `by` is always the name of whoever does it.
+
+    What is done to many messages is done in short transactions, a handful in each. `replay`, `cancel` and `purge` take one
+    after the other; `wait`, such as `time.sleep`, then lets others have the database in between. `begin` gives the steps into
+    the caller's own hands.
+    """
 
     database: Database
     destinations: dict[str, Destination]
     ambient: Ambient
+
+    def free_files(self) -> int:
+        """Delete the bytes of files that nothing needs any more; returns how many."""
+        raise NotImplementedError
 
     def destination(self, name: str) -> Destination:
         """A destination by name. Raises UnknownDestination, which lists those that are declared."""
@@ -41,7 +51,7 @@ class Operations:
             breaker.declare(connection, [name])
             seen = breaker.read(connection, name, lock=True)
             breaker.stop(connection, name, paused(seen), now, cleaned(reason), cleaned(by, 255))
-            acting.note(connection, now, by, "pause", f"destination {name}: {reason}", 0)
+            acting.note(connection, now, by, "pause", f"destination {name}: {reason}")
 
     def resume(self, destination: str, by: str, *, ordering_key: str | None = None) -> bool:
         """Let a destination go on, whatever stopped it; or a stream of it, past its dead messages. False if nothing was.
@@ -59,62 +69,93 @@ class Operations:
                 breaker.move(connection, name, seen, resumed(seen, now), now)
             if changed:
                 what = f"destination {name}" + (f"; ordering key {ordering_key}" if ordering_key else "")
-                acting.note(connection, now, by, "resume", what, 0)
+                acting.note(connection, now, by, "resume", what)
         return changed
 
-    def replay(self, selection: Selection, by: str) -> int:
+    def stop_workers(self, by: str, ids: Collection[str] | None = None) -> list[str]:
+        """Ask these workers, or every one that is alive, to end as on SIGTERM, wherever they run; they see it with their beat.
+
+        Returns the ids of those that were there to be asked.
+        """
+        now = self.ambient.now()
+        with self.database.begin() as connection:
+            asked = living.ask_to_stop(connection, ids)
+            if asked:
+                acting.note(connection, now, by, "stop", f"workers {', '.join(asked)}")
+        return asked
+
+    def replay(self, selection: Selection, by: str, *, wait: Callable[[float], object] | None = None) -> int:
         """Give messages that are final a fresh start, in the bulk lane; their history stays. Returns how many.
 
-        Passed over are messages that are not final, and those whose files have been freed. In bounded transactions: an
-        interruption leaves the rest as it was. Raises ConfigurationError when nothing narrows the selection.
+        Passed over are messages that are not final, and those whose files have been freed. An interruption leaves the rest as
+        it was, and `go_on` goes on. Raises ConfigurationError when nothing narrows the selection.
         """
-        return self._act("replay", selection, by)
+        return self.begin("replay", selection, by).run(wait)
 
-    def cancel(self, selection: Selection, by: str) -> int:
+    def cancel(self, selection: Selection, by: str, *, wait: Callable[[float], object] | None = None) -> int:
         """Withdraw messages that are pending or dead; a stream goes on without them. Returns how many.
 
         One that is being sent at this moment is passed over. Raises ConfigurationError when nothing narrows the selection.
         """
-        return self._act("cancel", selection, by)
+        return self.begin("cancel", selection, by).run(wait)
 
-    def count(self, action: Literal["replay", "cancel"], selection: Selection) -> int:
-        """How many messages of a selection `replay` or `cancel` would be done to."""
+    def purge(self, selection: Selection, by: str, *, wait: Callable[[float], object] | None = None) -> int:
+        """Delete messages that are final, for ever: with their attempts, and the files that nobody else refers to.
+
+        Returns how many. A stream goes on without them. Raises ConfigurationError when nothing narrows the selection.
+        """
+        return self.begin("purge", selection, by).run(wait)
+
+    def begin(self, action: Action, selection: Selection, by: str, *, rate: float | None = None) -> Act:
+        """Begin an act, for whoever takes its steps: each of them says how long to wait before the next.
+
+        `rate` is in messages a second. The act is for messages that are in their state now; its row is in the audit from its
+        first step on, if there is a message for it.
+        Raises ConfigurationError when nothing narrows the selection.
+        """
+        self._require_narrow(action, selection)
+        _require_rate(rate)
+        return self._act(Begun(action, selection, by, self.ambient.now()), rate=rate)
+
+    def go_on(self, act_id: int, action: Action | None = None, *, rate: float | None = None) -> Act:
+        """Go on with an act that was interrupted, from where it was, with the selection and the moment it began with.
+
+        Raises ConfigurationError when there is no such act, when it is another than `action`, or when it is over.
+        """
+        _require_rate(rate)
+        with self.database.read() as connection:
+            row = acting.act(connection, act_id)
+        if row is None or row["chosen"] is None:
+            raise ConfigurationError(f"there is no act {act_id} to go on with; outbox audit lists them")
+        if action is not None and row["action"] != action:
+            raise ConfigurationError(
+                f"act {act_id} is a {row['action']}; go on with: outbox {row['action']} --continue {act_id}"
+            )
+        if row["finished_at"] is not None:
+            raise ConfigurationError(f"act {act_id} is over; it was done to {row['messages']} messages")
+        selection = Selection.from_json(row["chosen"])
+        begun = Begun(row["action"], selection, row["actor"], row["at"], act_id, row["messages"], row["position"] or 0)
+        return self._act(begun, rate=rate, again=True)
+
+    def preview(self, action: Action, selection: Selection) -> Preview:
+        """What an act would be done to; nothing is written. Raises ConfigurationError when nothing narrows the selection."""
         self._require_narrow(action, selection)
         with self.database.read() as connection:
-            return acting.count(connection, action, selection)
+            return acting.preview(connection, action, selection)
 
-    def _require_narrow(self, action: str, selection: Selection) -> None:
+    def _act(self, begun: Begun, *, rate: float | None, again: bool = False) -> Act:
+        skipping = [each.name for each in self.destinations.values() if each.policy.on_dead == "skip"]
+        return Act(self.database, self.ambient, begun, skipping, self.free_files, rate=rate, again=again)
+
+    def _require_narrow(self, action: Action, selection: Selection) -> None:
+        if action not in acting.FROM:
+            raise ConfigurationError(f"expected an act of {', '.join(acting.FROM)}, got {action!r}")
         if not selection.narrows:
             raise ConfigurationError(f"say which messages to {action}: by id, key, destination, state, reason or ordering key")
         if selection.destination is not None:
             self.destination(selection.destination)
 
-    def _act(self, action: Literal["replay", "cancel"], selection: Selection, by: str) -> int:
-        self._require_narrow(action, selection)
-        done, held = self._act_in_handfuls(action, selection, by)
-        for stream_id in sorted(held):
-            done += self._act_in_handfuls(action, selection, by, stream_id)[0]
-        return done
 
-    def _act_in_handfuls(
-        self, action: Literal["replay", "cancel"], selection: Selection, by: str, stream_id: int | None = None
-    ) -> tuple[int, set[int]]:
-        """How many messages it was done to, and the streams that were passed over because somebody held them."""
-        skipping = [each.name for each in self.destinations.values() if each.policy.on_dead == "skip"]
-        done, after = 0, 0
-        held: set[int] = set()
-        while True:
-            now = self.ambient.now()
-            with self.database.begin() as connection:
-                chosen = acting.choose(connection, action, selection, after, HANDFUL, stream_id)
-                act = acting.replay if action == "replay" else acting.cancel
-                touched = act(connection, chosen.ids, now)
-                for skip in (True, False):
-                    mine = acting.streams_of(connection, touched, skipping, skip=skip)
-                    streams.release(connection, mine, When.certain(now), skip=skip)
-                if touched:
-                    acting.note(connection, now, by, action, str(selection), len(touched))
-            done, held = done + len(touched), held | chosen.held
-            if chosen.last is None:
-                return done, held
-            after = chosen.last
+def _require_rate(rate: float | None) -> None:
+    if rate is not None and not rate > 0:
+        raise ConfigurationError(f"expected a rate of more than 0 messages a second, got {rate}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, assert_never
 
 from outbox.errors import ConfigurationError
+from outbox.model import Outcome, State
 
 MIB = 1024 * 1024
 
@@ -91,6 +92,60 @@ class Policy:
         return max(self.backoff_schedule) if self.backoff_schedule else self.backoff_cap
 
 
+#: How long the bytes of a delivered message stay in the spool.
+FREE_AFTER = timedelta(hours=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """How long what is over is kept; None is for ever. A key is remembered for as long as its message is kept.
+
+    A dead message that holds up its ordering key is kept until a person acts.
+    """
+
+    delivered: timedelta | None = timedelta(days=7)  #: messages, from their delivery; and the uploads that delivered them
+    cancelled: timedelta | None = timedelta(days=7)  #: messages that a person withdrew
+    dead: timedelta | None = timedelta(days=90)  #: dead messages with their files; and uploads that delivered nothing
+    free_after: timedelta | None = FREE_AFTER  #: a delivered message's bytes in the spool; at the latest they go with it
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None and not (isinstance(value, timedelta) and value >= timedelta(0)):
+                raise ConfigurationError(
+                    f"expected {each.name} to be a timedelta of at least 0, or None for ever, got {value!r}"
+                )
+
+    def of(self, state: State) -> timedelta | None:
+        """How long a message is kept from the moment that it came into this state; None is for ever."""
+        match state:
+            case State.DELIVERED:
+                return self.delivered
+            case State.CANCELLED:
+                return self.cancelled
+            case State.DEAD:
+                return self.dead
+            case State.PENDING | State.CLAIMED:
+                return None
+            case _:
+                assert_never(state)
+
+    def of_delivery(self, outcome: str) -> timedelta | None:
+        """How long the row of an upload is kept from its end."""
+        return self.delivered if outcome == Outcome.DELIVERED else self.dead
+
+
+#: Attempts that are kept of a message which is tried for ever: the last ones.
+ATTEMPTS_KEPT = 1000
+#: How long the row of a worker stays that is gone and holds nothing.
+WORKERS_KEPT = timedelta(days=7)
+#: Bytes of disk beside the database that are kept for recording and purging when the disk is full.
+RESERVE = 16 * MIB
+#: Bytes inside a SQLite database that may not grow for ever, for the same.
+RESERVE_INSIDE = MIB
+#: Seconds that a Postgres transaction may be open, anybody's, before a worker warns of it: nothing can be vacuumed meanwhile.
+LONG_TRANSACTION = 60.0
+
 #: A worker counts as gone when its beat stood still this many seconds of the observer's own monotonic clock.
 GONE_AFTER = 15.0
 #: Seconds that a stopping worker gives an upload in hand before it is cut.
@@ -99,8 +154,6 @@ STOP_GRACE = 30.0
 POLL = 0.5
 #: Rows that one transaction of housekeeping or of a bulk act touches, at most.
 HANDFUL = 500
-#: How long the bytes of a delivered message stay in the spool.
-FREE_AFTER = timedelta(hours=1)
 #: Age at which a file without a row counts as rubbish: longer than any transaction.
 SWEEP_GRACE = timedelta(hours=24)
 

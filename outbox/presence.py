@@ -41,6 +41,7 @@ class Presence:
         self._looked_at = 0.0
         self._beaten_at = 0.0
         self.id = ""
+        self.stop_asked = False  #: somebody asked, through the database, that we end
 
     def arrive(self) -> None:
         """Take an identity. What the one before still holds is left for a rescue."""
@@ -62,6 +63,8 @@ class Presence:
             return True
         with self._database.begin() as connection:
             alive = living.beat(connection, self.id, self._ambient.now())
+            # Also when we were declared gone: whoever asked meant this worker, whatever its name is by then.
+            self.stop_asked = self.stop_asked or living.stop_asked(connection, self.id)
         self._beaten_at = self._ambient.monotonic()
         return alive
 

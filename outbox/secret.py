@@ -2,35 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 from outbox.errors import ConfigurationError
 
 #: Values in use in this process, the latest last: what is written down anywhere is searched for them.
 _known: dict[str, None] = {}
 _KNOWN_AT_MOST = 100
+#: Those that are never asked for again, and so must not be pushed out by tokens that come and go.
+_lasting: dict[str, None] = {}
+#: Every form in which one of them may come back, the longest first: one may be a part of another.
+_forms: tuple[str, ...] = ()
+_lock = threading.Lock()
 #: A shorter one would be found in half of all words.
 _SHORTEST = 6
 _MASK = "***"
 
 
-def remember(value: str) -> None:
-    """From now on `conceal` knows this value; one shorter than six characters is not looked for."""
-    if len(value) >= _SHORTEST:
-        _known.pop(value, None)
-        _known[value] = None
+def remember(value: str, *, lasting: bool = False) -> None:
+    """From now on `conceal` knows this value; one shorter than six characters is not looked for.
+
+    Of those that are not `lasting`, the latest hundred are kept in mind.
+    """
+    global _forms  # noqa: PLW0603 (the one place that knows them)
+    if len(value) < _SHORTEST:
+        return
+    with _lock:
+        known = _lasting if lasting else _known
+        new = value not in known
+        known.pop(value, None)
+        known[value] = None
+        if not new:
+            return
         while len(_known) > _KNOWN_AT_MOST:
             _known.pop(next(iter(_known)))
+        forms = {form for each in (*_lasting, *_known) for form in _forms_of(each)}
+        _forms = tuple(sorted(forms, key=len, reverse=True))
 
 
 def conceal(text: str) -> str:
     """The text with every secret that is in use here masked: an answer may echo what we sent."""
-    for value in tuple(_known):
-        if value in text:
-            text = text.replace(value, _MASK)
+    for form in _forms:
+        if form in text:
+            text = text.replace(form, _MASK)
     return text
+
+
+def learn() -> None:
+    """Remember every secret there is in this process that can be read now, before it is used for the first time."""
+    for each in tuple(_made):
+        with contextlib.suppress(ConfigurationError):
+            each.reveal()
+
+
+def _forms_of(value: str) -> set[str]:
+    """As it is, as it stands in a URL, in JSON and in Python's own words."""
+    return {value, quote(value, safe=""), quote_plus(value), json.dumps(value)[1:-1], repr(value)[1:-1]}
 
 
 class Secret:
@@ -39,11 +73,12 @@ class Secret:
     Its repr names the place it comes from, never the value.
     """
 
-    __slots__ = ("_read", "_source")
+    __slots__ = ("__weakref__", "_read", "_source")
 
     def __init__(self, source: str, read: Callable[[], str]) -> None:
         self._source = source
         self._read = read
+        _made.add(self)
 
     def reveal(self) -> str:
         """The value, stripped of surrounding white space.
@@ -64,6 +99,9 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a Secret is not pickled")
+
+
+_made: weakref.WeakSet[Secret] = weakref.WeakSet()
 
 
 def env(name: str) -> Secret:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from outbox.ambient import Ambient
 from outbox.destinations.base import Destination
@@ -27,11 +28,17 @@ class Sender:
         self._ambient = ambient
         self._transport = transport
 
-    def send(self, destination: Destination, batch: Batch, held_back: Callable[[], str | None]) -> Verdict:
+    def send(
+        self,
+        destination: Destination,
+        batch: Batch,
+        held_back: Callable[[], str | None],
+        headers: Mapping[str, str] | None = None,
+    ) -> Verdict:
         """What became of a batch. Never raises: whatever happens to a claim must be recorded.
 
         Credentials that have run out are renewed once, and the same request is made again. `held_back` is asked just before
-        the first byte would go out, and says why it must not.
+        the first byte would go out, and says why it must not. `headers` are added to the destination's own, which win.
         """
         if reason := held_back():
             return NotSent(Facts(text=reason), charged=False)
@@ -42,8 +49,12 @@ class Sender:
                 return NotSent(facts, charged=False, accused=message.id, reason=Reason.FILE_MISSING)
         try:
             upload = destination.encode(batch)
+            if headers:
+                upload = replace(upload, headers={**headers, **upload.headers})
         except Exception as error:
-            log.exception("destination %s cannot encode delivery %s", destination.name, batch.delivery)
+            log.exception(
+                "destination %s cannot encode delivery %s", destination.name, batch.delivery, extra=_ids_of(batch)
+            )
             facts = Facts(text=cleaned(f"cannot be encoded: {type(error).__name__}"))
             # A bug, or a message that brings it out: halved like a refused batch, so that it is found without the others.
             return Reject(facts) if len(batch.messages) > 1 else Retry(facts)
@@ -109,7 +120,13 @@ class Sender:
             case TransportError() | SpoolError() | OutboxError():
                 return NotSent(facts, begun=began and getattr(error, "begun", True))
             case _:
-                log.error("delivery %s to %s failed on our side", batch.delivery, destination.name, exc_info=error)
+                log.error(
+                    "delivery %s to %s failed on our side",
+                    batch.delivery,
+                    destination.name,
+                    exc_info=error,
+                    extra=_ids_of(batch),
+                )
                 facts = Facts(text=cleaned(f"failed on our side: {type(error).__name__}"))
                 return Unknown(facts) if began else NotSent(facts, begun=False)
 
@@ -119,6 +136,15 @@ class Sender:
             kept = answer.body[: 4 * ANSWER_KEPT].decode("utf-8", "replace")
             return replace(verdict, facts=replace(verdict.facts, answer=kept))
         except Exception as error:
-            log.exception("destination %s cannot judge an answer with status %s", destination.name, answer.status)
+            log.exception(
+                "destination %s cannot judge an answer with status %s",
+                destination.name,
+                answer.status,
+                extra=_ids_of(batch) | {"status": answer.status},
+            )
             facts = Facts(answer.status, text=cleaned(f"the answer cannot be judged: {type(error).__name__}"))
             return Unknown(facts) if 200 <= answer.status < 300 else Retry(facts)
+
+
+def _ids_of(batch: Batch) -> dict[str, Any]:
+    return {"delivery_id": batch.delivery, "destination": batch.destination, "worker_id": batch.worker}

@@ -11,18 +11,21 @@ import os
 import sys
 import tomllib
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from outbox import units
 from outbox.app import Outbox
+from outbox.database import parsed
 from outbox.destinations import Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
 from outbox.errors import ConfigurationError
-from outbox.policy import GONE_AFTER, POLL, STOP_GRACE, Policy
+from outbox.policy import GONE_AFTER, POLL, RESERVE, STOP_GRACE, Policy, Retention
 from outbox.secret import Secret, env, literal, secret_file
 
 DEFAULT_FILE = "outbox.toml"
@@ -72,12 +75,37 @@ class DestinationSettings(_Strict):
     policy: dict[str, Any] = {}
 
 
+def _length_of_time(value: object) -> object:
+    """What was said, 7d or forever, as a Retention has it. A bare number would not say of what."""
+    if value == "forever":
+        return None
+    return value if value is None or isinstance(value, timedelta) else units.duration(str(value))
+
+
+def _number_of_bytes(value: object) -> object:
+    return units.size(value) if isinstance(value, str) else value
+
+
+Length = Annotated[timedelta | None, BeforeValidator(_length_of_time)]
+Size = Annotated[int, BeforeValidator(_number_of_bytes)]
+
+
+class RetentionSettings(_Strict):
+    """How long what is over is kept: 7d, 12h, or forever."""
+
+    delivered: Length = Retention.delivered
+    cancelled: Length = Retention.cancelled
+    dead: Length = Retention.dead
+    free_after: Length = Retention.free_after
+
+
 class WorkerSettings(_Strict):
     """How a worker process behaves; seconds."""
 
     gone_after: float = GONE_AFTER
     stop_grace: float = STOP_GRACE
     poll: float = POLL
+    http: str | None = None  #: where /livez, /readyz and /metrics are; nowhere by default
 
 
 class Settings(BaseSettings):
@@ -88,9 +116,13 @@ class Settings(BaseSettings):
     )
 
     database: str = "sqlite:///outbox.db"
+    database_password: PlaceOfSecret | None = None
     spool: str = "spool"
     roots: list[str] = []
     durability: Literal["warn", "strict", "ignore"] = "warn"
+    quota: Size | None = None
+    reserve: Size = RESERVE
+    retention: RetentionSettings = RetentionSettings()
     destinations: dict[str, DestinationSettings] = {}
     worker: WorkerSettings = WorkerSettings()
 
@@ -132,11 +164,14 @@ def load(file: Path | None = None) -> tuple[Settings, Path]:
 def build(settings: Settings, folder: Path) -> Outbox:
     """The Outbox that the settings describe."""
     return Outbox(
-        _database(settings.database, folder),
+        _with_password(_database(settings.database, folder), settings.database_password, folder),
         spool=folder / settings.spool,
         destinations=[_destination(name, each, folder) for name, each in settings.destinations.items()],
         roots=[folder / root for root in settings.roots],
         durability=settings.durability,
+        quota=settings.quota,
+        reserve=settings.reserve,
+        retention=Retention(**dict(settings.retention)),
     )
 
 
@@ -164,6 +199,13 @@ def _database(url: str, folder: Path) -> str:
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         return url
     return parsed.set(database=str(folder / parsed.database)).render_as_string(hide_password=False)
+
+
+def _with_password(url: str, place: str | None, folder: Path) -> str | URL:
+    """The URL with a password that is kept somewhere else, so that the URL may be shown."""
+    if place is None:
+        return url
+    return parsed(url).set(password=_secret(place, folder).reveal())
 
 
 def _destination(name: str, settings: DestinationSettings, folder: Path) -> Destination:
@@ -214,12 +256,24 @@ TEMPLATE = """\
 
 # SQLite, or postgresql+psycopg://user@host/name (pip install 'durable-outbox[postgres]').
 database = "sqlite:///outbox.db"
+# database_password = "env:OUTBOX_PG_PASSWORD" # or file:/run/secrets/postgres; of Postgres
 
 # Where attached files rest until they are delivered: a local directory, on a disk that survives a power cut.
 spool = "spool"
 
 # If set, files given by path must lie in one of these directories.
 # roots = ["/data/images"]
+
+# How much the spool may hold; more is refused with a sentence. Without it, the disk is the limit.
+# quota = "20 GiB"
+# What is kept free on the disks of spool and database for finishing what is there when the rest is full.
+# reserve = "16 MiB"
+
+[retention] # how long what is over is kept: 12h, 7d or "forever"; a key is remembered as long as its message
+# delivered = "7d"
+# cancelled = "7d"
+# dead = "90d" # one that holds up its ordering key stays until you act
+# free_after = "1h" # the files of a delivered message
 
 [destinations.enos]
 type = "enos-events" # or enos-measurepoints, enos-attributes
@@ -245,4 +299,5 @@ app_secret = "env:ENOS_APP_SECRET" # or file:/run/secrets/enos; never the secret
 [worker]
 # gone_after = 15
 # stop_grace = 30
+# http = "127.0.0.1:9464" # /livez, /readyz and /metrics (pip install 'durable-outbox[metrics]')
 """

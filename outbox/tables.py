@@ -245,7 +245,9 @@ file = Table(
     Column("freed_at", Instant, comment="when its bytes went"),
     CheckConstraint("size >= 0", name="size"),
 )
-partial("ix_outbox_file_kept", file.c.size, where=file.c.freed_at.is_(None))
+# What is in the spool, and how it grew and shrank of late: what will fill it is told from these two alone.
+partial("ix_outbox_file_kept", file.c.created_at, file.c.size, where=file.c.freed_at.is_(None))
+partial("ix_outbox_file_freed", file.c.freed_at, file.c.created_at, file.c.size, where=file.c.freed_at.is_not(None))
 partial("ix_outbox_file_free", file.c.free_at, where=and_(file.c.free_at.is_not(None), file.c.freed_at.is_(None)))
 
 attachment = Table(

@@ -118,6 +118,7 @@ class Result:
     verdict: Verdict
     knock: datetime | None = None  #: of a probe, the `open_until` that it set when it began
     witnessed: bool = True  #: False for a delivery that another worker left behind: it tells nothing about the destination
+    trace_id: str | None = None  #: of its span, if it was traced
 
 
 @dataclass(frozen=True, slots=True)

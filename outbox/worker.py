@@ -23,13 +23,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from outbox import migrate
 from outbox.app import Outbox
 from outbox.dispatcher import Dispatcher, WorkerGone
-from outbox.errors import ConfigurationError, OutboxError
+from outbox.errors import ConfigurationError, DatabaseDamaged, OutboxError, OutOfRoom
 from outbox.limits import lane_order
 from outbox.model import Lane
 from outbox.policy import GONE_AFTER, HANDFUL, POLL, STOP_GRACE, Policy
 from outbox.presence import Presence
 from outbox.store import breaker, looking
 from outbox.transport import RequestsTransport, Transport
+from outbox.watching import Watcher, Watchers
 
 log = logging.getLogger("outbox.worker")
 
@@ -39,11 +40,16 @@ _FREE_EVERY = 60.0
 _EXPIRE_EVERY = 5.0
 _STRAYS_EVERY = 5.0
 _SWEEP_EVERY = 3600.0
+_TIDY_EVERY = 60.0
+_ROOM_EVERY = 5.0
+_OLD_TRANSACTIONS_EVERY = 30.0
 _LOOK_FOR_SIGNALS = 0.2
 #: Seconds between two looks of a sender at a rate, at least.
 _SHORTEST_WAIT = 0.01
 #: A loop that is this many seconds late was let down by the scheduler, which follows the wall clock.
 _LATE = 1.0
+#: Seconds that one step of the pulse may take, or a loop be late: more than the longest wait for a locked SQLite database.
+STUCK_AFTER = 180.0
 
 
 @dataclass
@@ -62,7 +68,8 @@ class Worker:
     """Delivers what an outbox holds, in as many threads as its destinations have senders, until it is stopped.
 
     `destinations` limits it to some by name. `gone_after` is after how many seconds without a beat another worker is taken for
-    gone, `stop_grace` how many seconds an upload in hand is given at a stop before it is cut.
+    gone, `stop_grace` how many seconds an upload in hand is given at a stop before it is cut. `watcher` is told what happens.
+    `stuck_after` is how many seconds one step of the pulse may take, or a loop be late, before `ailments` speaks of it.
     """
 
     def __init__(
@@ -74,6 +81,8 @@ class Worker:
         gone_after: float = GONE_AFTER,
         stop_grace: float = STOP_GRACE,
         poll: float = POLL,
+        watcher: Watcher | None = None,
+        stuck_after: float = STUCK_AFTER,
     ) -> None:
         self.outbox = outbox
         self.destinations = [outbox.destination(name).name for name in destinations or outbox.destinations]
@@ -90,6 +99,9 @@ class Worker:
         self._failing: set[str] = set()
         self._signals = _Signals()
         self._ended = False
+        self._watcher = Watchers([watcher] if watcher else [])
+        self._stuck_after = stuck_after
+        self._ticked_at: float | None = None
         self._dispatcher = Dispatcher(
             outbox.database,
             outbox.spool_store,
@@ -98,8 +110,12 @@ class Worker:
             self._transport,
             lambda: self._presence.id,
             self._stop.is_set,
+            self._watcher,
         )
+        self._dispatcher.free_after = outbox.retention.free_after
         self._poll = poll
+        self._broken: DatabaseDamaged | None = None
+        self._room_loop = _Loop("room", outbox.care.keep_room, _ROOM_EVERY)
         self._loops = [*self._senders(), *self._housekeeping()]
         self._scheduler = _Scheduler(
             jobstores={"default": MemoryJobStore()},
@@ -126,24 +142,28 @@ class Worker:
         """Work until SIGTERM, SIGINT or `stop()`; with `until_idle`, until nothing is due and nothing is claimed.
 
         Call it in the main thread if signals shall stop it. Raises SchemaError when the database is not migrated, or newer than
-        this code.
+        this code, and DatabaseDamaged when it is damaged, or was deleted or replaced meanwhile.
         """
         with self._signals, self:
             while not self._stop.wait(_LOOK_FOR_SIGNALS):
                 if self._signals.seen or (until_idle and self._nothing_left()):
-                    return
+                    break
+        if self._broken is not None:
+            raise self._broken
 
     def start(self) -> None:
         """Begin to work in the background; once in a worker's life."""
         if self.id or self._stop.is_set():
             raise ConfigurationError("a worker works once; make another one")
         migrate.require_current(self.outbox.database)
-        with self.outbox.database.begin() as connection:
-            breaker.declare(connection, self.outbox.destinations)
-            breaker.try_again(connection, self.destinations, self.outbox.ambient.now())
-        self._presence.arrive()
+        try:
+            self._arrive()
+        except OutOfRoom as error:  # what is kept for this lets us in
+            self.outbox.care.give_way(error)
+            self._arrive()
         log.info("worker %s delivers to %s", self.id, ", ".join(self.destinations), extra={"worker_id": self.id})
         try:
+            self._ticked_at = time.monotonic()
             self._pulse.start()
             self._scheduler.start()
             for loop in self._loops:
@@ -151,14 +171,36 @@ class Worker:
         except BaseException:
             self.join()
             raise
+        self._watcher.started(self.id)
+
+    def _arrive(self) -> None:
+        with self.outbox.database.begin() as connection:
+            breaker.declare(connection, self.outbox.destinations)
+            breaker.try_again(connection, self.destinations, self.outbox.ambient.now())
+        self._presence.arrive()
 
     def stop(self) -> None:
         """Ask for the end: sends in hand are finished, none is begun. Returns at once."""
         self._stop.set()
 
+    def ailments(self) -> list[str]:
+        """What keeps this worker's threads from turning, in sentences; nothing of it is asked of the database."""
+        if self._ticked_at is None or self._stop.is_set():
+            return []  # it has not begun, or is ending
+        now = time.monotonic()
+        found = []
+        if not self._pulse.is_alive():
+            found.append("the pulse has ended")
+        elif (silent := now - self._ticked_at) > self._stuck_after + self._presence.look_every:
+            found.append(f"the pulse has stood still for {silent:.0f} s, most likely waiting for the database")
+        late = [(loop.name, now - loop.due) for loop in self._loops if not loop.running and now - loop.due > self._stuck_after]
+        return [*found, *(f"the loop {name} is {seconds:.0f} s late" for name, seconds in late)]
+
     def join(self) -> None:
         """Wait for the end: at most `stop_grace` seconds, or until a second signal, then what is still being sent is cut."""
         self._stop.set()
+        if self.id and not self._ended:
+            self._watcher.stopping()
         ends = time.monotonic() + self._stop_grace
         while self._sending() and time.monotonic() < ends and not self._signals.insistent:
             time.sleep(0.02)
@@ -172,6 +214,8 @@ class Worker:
         if self._ended or not self.id:
             return
         self._ended = True
+        if self._broken is not None:
+            return  # nothing is written any more to what is damaged
         for step in (self._dispatcher.record_leftovers, self._dispatcher.release_unheld, self._presence.leave):
             self._attempt(step)
         log.info("worker %s has stopped", self.id, extra={"worker_id": self.id})
@@ -198,8 +242,27 @@ class Worker:
             every(_EXPIRE_EVERY, self._dispatcher.expire, "expire"),
             every(_STRAYS_EVERY, self._dispatcher.find_strays, "strays"),
             every(_FREE_EVERY, self.outbox.free_files, "free"),
+            _Loop("tidy", self.outbox.care.tidy, _TIDY_EVERY),
+            self._room_loop,
+            every(_OLD_TRANSACTIONS_EVERY, self.outbox.care.look_for_old_transactions, "transactions"),
             every(_SWEEP_EVERY, self.outbox.sweep, "sweep"),
         ]
+
+    def _minded(self, error: SQLAlchemyError | OutboxError) -> bool:
+        """Whether an error needs more than another try: a full disk is given room, and a damaged database ends the work."""
+        match error:
+            case DatabaseDamaged():
+                if self._broken is None:
+                    self._broken = error
+                    log.critical("worker %s ends: %s", self.id, error, extra={"worker_id": self.id})
+                self.stop()
+            case OutOfRoom():
+                self.outbox.care.give_way(error)
+                if not self._stop.is_set() and not self._room_loop.running:
+                    self._arm(self._room_loop, 0.0)
+            case _:
+                return False
+        return True
 
     def _run(self, loop: _Loop) -> None:
         """One firing of a loop: round after round while something moves."""
@@ -211,15 +274,22 @@ class Worker:
         try:
             while not self._stop.is_set():
                 again = loop.round()
+                self._failing.discard(loop.name)
                 if again is None or again > 0:
                     pause = loop.pause if again is None else min(again, loop.pause)
                     break
         except WorkerGone as gone:
             self._start_anew(str(gone))
         except (SQLAlchemyError, OutboxError) as error:
-            log.warning("loop %s: %s; it goes on in %s s", loop.name, _brief(error), loop.pause)
+            if not self._minded(error):
+                # Said once, until it goes well again: a database may be away for a month.
+                grave = logging.DEBUG if loop.name in self._failing else logging.WARNING
+                log.log(grave, "loop %s: %s; it goes on in %s s", loop.name, _brief(error), loop.pause)
+                self._failing.add(loop.name)
+            self._watcher.loop_failed(loop.name)
         except Exception:
             log.exception("loop %s failed; it goes on in %s s", loop.name, loop.pause)
+            self._watcher.loop_failed(loop.name)
         finally:
             loop.running = False
             if not self._stop.is_set():
@@ -268,15 +338,22 @@ class Worker:
         except WorkerGone as gone:
             self._start_anew(str(gone))
         except (SQLAlchemyError, OutboxError) as error:
-            if name not in self._failing:
+            if not self._minded(error) and name not in self._failing:
                 log.warning("worker %s cannot %s for now: %s", self.id, name.replace("_", " "), _brief(error))
             self._failing.add(name)
+            self._watcher.loop_failed(f"pulse-{name}")
         except Exception:
             log.exception("worker %s failed to %s", self.id, name.replace("_", " "))
+            self._watcher.loop_failed(f"pulse-{name}")
+        self._ticked_at = time.monotonic()
 
     def _beat(self) -> None:
         identity = self.id
-        if not self._presence.beat():
+        alive = self._presence.beat()
+        if self._presence.stop_asked and not self._stop.is_set():
+            log.info("worker %s was asked to stop, through the database", identity, extra={"worker_id": identity})
+            self.stop()
+        if not alive:
             raise WorkerGone(identity)
 
     def _look(self) -> None:
@@ -297,15 +374,17 @@ class Worker:
             log.warning("worker %s was declared gone; it goes on under a new name", gone, extra={"worker_id": gone})
             try:
                 self._presence.arrive()
-            except SQLAlchemyError as error:
-                log.warning("cannot take a new name yet: %s", _brief(error))
+            except (SQLAlchemyError, OutboxError) as error:
+                if not self._minded(error):
+                    log.warning("cannot take a new name yet: %s", _brief(error))
 
     def _nothing_left(self) -> bool:
         try:
             with self.outbox.database.read() as connection:
                 left = looking.anything_left(connection, self.destinations, self.outbox.ambient.now())
-        except SQLAlchemyError as error:
-            log.warning("cannot look at the database: %s", _brief(error))
+        except (SQLAlchemyError, OutboxError) as error:
+            if not self._minded(error):
+                log.warning("cannot look at the database: %s", _brief(error))
             return False
         return not left and self._dispatcher.holds == 0
 

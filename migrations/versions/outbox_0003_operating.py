@@ -51,7 +51,8 @@ def upgrade() -> None:
     op.drop_index("ix_outbox_message_dead", "outbox_message")
     _partial("ix_outbox_message_dead", "outbox_message", _WEIGHED, _DEAD)
     _partial("ix_outbox_message_dead_id", "outbox_message", ["id"], _DEAD)
-    _partial("ix_outbox_file_kept", "outbox_file", ["size"], "freed_at IS NULL")
+    _partial("ix_outbox_file_kept", "outbox_file", ["created_at", "size"], "freed_at IS NULL")
+    _partial("ix_outbox_file_freed", "outbox_file", ["freed_at", "created_at", "size"], "freed_at IS NOT NULL")
     recent = ["finished_at", "destination", "outcome", "messages", "bytes"]
     _partial("ix_outbox_delivery_recent", "outbox_delivery", recent, "finished_at IS NOT NULL")
     _on_postgres("SET (" + ", ".join(f"{name} = {value}" for name, value in _VACUUM.items()) + ")")
@@ -60,6 +61,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     _on_postgres("RESET (" + ", ".join(_VACUUM) + ")")
     op.drop_index("ix_outbox_delivery_recent", "outbox_delivery")
+    op.drop_index("ix_outbox_file_freed", "outbox_file")
     op.drop_index("ix_outbox_file_kept", "outbox_file")
     op.drop_index("ix_outbox_message_dead_id", "outbox_message")
     op.drop_index("ix_outbox_message_dead", "outbox_message")

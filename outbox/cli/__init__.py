@@ -30,14 +30,24 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     },
     "Look": {
         "status": Entry("look", "Per destination what waits, what died and why it is stopped; and the spool."),
-        "list": Entry("look", "Messages, newest first."),
-        "show": Entry("look", "Everything about one message."),
+        "list": Entry("lists", "Messages, newest first."),
+        "show": Entry("show", "Everything about one message."),
+        "explain": Entry("explain", "Why a message or a destination is not moving, and what happens next."),
+        "deliveries": Entry("lists", "Upload requests, newest first, and what was answered."),
+        "workers": Entry("lists", "Who delivers, since when, and what each has in hand."),
     },
     "Act": {
         "pause": Entry("act", "Let no upload to a destination begin any more."),
         "resume": Entry("act", "Let a destination, or one ordering key, go on."),
         "replay": Entry("act", "Give final messages a fresh start."),
         "cancel": Entry("act", "Withdraw messages that are pending or dead."),
+        "purge": Entry("act", "Delete final messages for ever."),
+        "audit": Entry("act", "What people did, newest first, and what can be gone on with."),
+    },
+    "Check": {
+        "doctor": Entry("check", "Everything around this outbox that may go wrong, each with its remedy."),
+        "verify": Entry("check", "Read every file and row, and name what is damaged."),
+        "check": Entry("check", "One line for a monitor: OK, WARNING, CRITICAL or UNKNOWN."),
     },
     "Reference": {
         "verdicts": Entry("verdicts", "What every answer means."),
@@ -104,5 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         code = exit_code_of(error)
         if code is None:
-            raise
-        sys.exit(code)
+            from outbox.logs import traceback_of
+
+            print(traceback_of(error), end="", file=sys.stderr)
+        sys.exit(1 if code is None else code)

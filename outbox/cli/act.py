@@ -1,32 +1,27 @@
-"""`outbox pause`, `resume`, `replay` and `cancel`: what a person does, with a name and a trace in the audit."""
+"""`outbox pause`, `resume`, `replay`, `cancel`, `purge` and `audit`: what a person does, and what people did."""
 
 from __future__ import annotations
 
-import getpass
-import socket
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
-from outbox.cli.context import NOTHING_MATCHED, outbox_of
-from outbox.cli.options import command, json_option
-from outbox.cli.printing import emit, say
+from outbox.cli.context import FAILED, NOTHING_MATCHED, outbox_of
+from outbox.cli.options import by_option, command, json_option, selection_of, selection_options, yes_option
+from outbox.cli.printing import colourful, emit, say, shown, table
 
 if TYPE_CHECKING:
+    from outbox.acts import Act
     from outbox.model import Selection
+    from outbox.store.acting import Action, Preview
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def _somebody() -> str:
-    try:
-        name = getpass.getuser()
-    except (OSError, KeyError):
-        name = "somebody"
-    return f"{name}@{socket.gethostname()}"
-
-
-by_option = click.option("--by", default=_somebody, metavar="NAME", help="Who does it. [you@this-host]")
+_DID = {"replay": "replayed", "cancel": "cancelled", "purge": "purged"}
 
 
 @command(example="outbox pause enos --reason 'maintenance until noon'")
@@ -44,7 +39,7 @@ def pause(ctx: click.Context, destination: str, reason: str, by: str, as_json: b
         say(f"{destination} is paused; go on with: outbox resume {destination}")
 
 
-@command(example="outbox resume enos, or: outbox resume enos --key turbine-7")
+@command(example="outbox resume enos --key turbine-7")
 @click.argument("destination")
 @click.option("--key", "ordering_key", metavar="ORDERING_KEY", help="Only let this stream go on, past its dead messages.")
 @by_option
@@ -65,29 +60,36 @@ def resume(ctx: click.Context, destination: str, ordering_key: str | None, by: s
         ctx.exit(NOTHING_MATCHED)
 
 
-def _selection_options(states: tuple[str, ...]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (
-            click.option("--yes", is_flag=True, help="Do not ask."),
+def _bulk_options(*states: str) -> Callable[[F], F]:
+    """What every act on many messages has."""
+
+    def add(function: F) -> F:
+        for each in (
+            json_option,
             by_option,
-            click.option("--ordering-key", help="Messages of this stream."),
-            click.option("--reason", "reasons", multiple=True, help="Dead for this reason; may be given again."),
-            click.option("--state", "states", multiple=True, type=click.Choice(states), help="May be given again."),
-            click.option("--destination", help="Messages for this destination."),
-            click.argument("messages", metavar="[ID|KEY]...", nargs=-1),
+            yes_option,
+            click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="At most N messages a second."),
+            click.option(
+                "--continue",
+                "act_id",
+                type=click.IntRange(1),
+                metavar="ACT",
+                help="Go on with an act; outbox audit lists them.",
+            ),
+            click.option("--dry-run", is_flag=True, help="Only say what would be done."),
+            selection_options(states),
         ):
-            command = option(command)
-        return command
+            function = each(function)
+        return function
 
     return add
 
 
-@command(example="outbox replay --state dead --reason rejected --destination enos")
-@_selection_options(("dead", "delivered", "cancelled"))
-@json_option
+@command(example="outbox replay --state dead --reason rejected --destination enos --since 2h --dry-run")
+@_bulk_options("dead", "delivered", "cancelled")
 @click.pass_context
 def replay(ctx: click.Context, /, **options: Any) -> None:
-    """Give final messages a fresh start, in the bulk lane; their history stays.
+    """Give final messages a fresh start, the oldest first, in the bulk lane; their history stays.
 
     Passed over are messages that are not final, and those whose files have been freed. Exit code 3 when none was replayed.
     """
@@ -95,8 +97,7 @@ def replay(ctx: click.Context, /, **options: Any) -> None:
 
 
 @command(example="outbox cancel inspection-42")
-@_selection_options(("pending", "dead"))
-@json_option
+@_bulk_options("pending", "dead")
 @click.pass_context
 def cancel(ctx: click.Context, /, **options: Any) -> None:
     """Withdraw messages that are pending or dead; a stream goes on without them. Exit code 3 when none was.
@@ -106,43 +107,171 @@ def cancel(ctx: click.Context, /, **options: Any) -> None:
     _act(ctx, "cancel", **options)
 
 
-def _act(
-    ctx: click.Context, action: Literal["replay", "cancel"], /, *, by: str, yes: bool, as_json: bool, **options: Any
-) -> None:
-    outbox = outbox_of(ctx)
-    selection = _selection(**options)
-    matching = outbox.count(action, selection)
-    if matching and not (yes or selection.ids or selection.keys):
-        if not sys.stdin.isatty():
-            raise click.UsageError(f"this would {action} {matching} messages ({selection}); say --yes if that is meant")
-        click.confirm(f"{action} {matching} messages ({selection})?", abort=True, err=True)
-    done = (outbox.replay if action == "replay" else outbox.cancel)(selection, by)
+@command(example="outbox purge --state delivered --until 30d --dry-run")
+@_bulk_options("delivered", "cancelled", "dead")
+@click.pass_context
+def purge(ctx: click.Context, /, **options: Any) -> None:
+    """Delete final messages for ever, with their attempts and the files that nobody else refers to. Exit code 3 when none was.
+
+    Always asks, and without a terminal needs --yes.
+    """
+    _act(ctx, "purge", **options)
+
+
+@command(example="outbox audit --json")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
+@json_option
+@click.pass_context
+def audit(ctx: click.Context, limit: int, as_json: bool) -> None:
+    """What people did, newest first: who, when, to which messages, to how many, and whether it is over."""
+    from outbox.store import acting
+
+    with outbox_of(ctx).database.read() as connection:
+        rows = acting.acts(connection, limit)
     if as_json:
-        emit({"action": action, "messages": done, "passed_over": matching - done})
+        for row in rows:
+            emit({**row, "continue": _command(row["action"], row["id"]) if row["finished_at"] is None else None})
+        return
+    if not rows:
+        say("nobody has done anything yet")
+        return
+    names = ("id", "at", "actor", "action", "messages")
+    cells = [[*(row[name] for name in names), "yes" if row["finished_at"] else "no", row["selection"]] for row in rows]
+    table(("ACT", "AT", "WHO", "WHAT", "MESSAGES", "OVER", "WHICH"), cells, spare=("AT", "WHO"))
+    if unfinished := [row for row in rows if row["finished_at"] is None]:
+        say("under way, or interrupted; go on with: " + ", ".join(_command(row["action"], row["id"]) for row in unfinished))
+
+
+def _how_to_go_on(act: Act) -> str:
+    if act.id is None:
+        return "before anything was done"
+    return f"after {_messages(act.messages)}; go on with: {_command(act.action, act.id)}"
+
+
+def _command(action: str, act_id: int) -> str:
+    return f"outbox {action} --continue {act_id}"
+
+
+def _act(
+    ctx: click.Context,
+    action: Action,
+    /,
+    *,
+    by: str,
+    yes: bool,
+    as_json: bool,
+    dry_run: bool,
+    act_id: int | None,
+    rate: float | None,
+    **options: Any,
+) -> None:
+    selection = selection_of(options)
+    outbox = outbox_of(ctx)
+    if act_id is not None:
+        if selection.narrows or selection.limit is not None or dry_run:
+            raise click.UsageError("--continue goes on with the act as it began; say nothing else about which messages")
+        act, expected = outbox.go_on(act_id, action, rate=rate), None
     else:
-        say(f"{'replayed' if action == 'replay' else 'cancelled'}: {done} messages")
-    if not done:
+        preview = outbox.preview(action, selection)
+        if dry_run:
+            _show(action, selection, preview, as_json=as_json)
+            ctx.exit(0 if preview.messages else NOTHING_MATCHED)
+        if not preview.messages:
+            _say_none(action, preview, as_json=as_json)
+            ctx.exit(NOTHING_MATCHED)
+        _ask(action, selection, preview, yes=yes)
+        act, expected = outbox.begin(action, selection, by, rate=rate), preview.messages
+    _run(ctx, act, expected)
+    if as_json:
+        emit({"action": action, "act": act.id, "messages": act.messages, "passed_over": act.passed_over})
+    else:
+        over = f"; passed over: {act.passed_over:,}" if act.passed_over else ""
+        say(f"{_DID[action]}: {_messages(act.messages)}{over}")
+    if not act.messages:
         ctx.exit(NOTHING_MATCHED)
 
 
-def _selection(
-    *,
-    messages: tuple[str, ...],
-    destination: str | None,
-    states: tuple[str, ...],
-    reasons: tuple[str, ...],
-    ordering_key: str | None,
-) -> Selection:
-    from outbox.model import Reason, Selection, State
+def _ask(action: Action, selection: Selection, preview: Preview, *, yes: bool) -> None:
+    named = bool(selection.ids or selection.keys) and action != "purge"
+    if yes or named:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"this would {_line(action, selection, preview)}; say --yes if that is meant")
+    click.confirm(f"{_line(action, selection, preview)}?", abort=True, err=True)
 
-    if unknown := set(reasons) - set(Reason):
-        raise click.BadParameter(f"no reason {', '.join(sorted(unknown))}; known: {', '.join(Reason)}", param_hint="--reason")
-    ids = [each for each in messages if each.isascii() and each.isdigit() and len(each) < 19]
-    return Selection(
-        ids=tuple(int(each) for each in ids),
-        keys=tuple(each for each in messages if each not in ids),
-        destination=destination,
-        states=tuple(State(state) for state in states),
-        reasons=tuple(Reason(reason) for reason in reasons),
-        ordering_key=ordering_key,
-    )
+
+def _run(ctx: click.Context, act: Act, expected: int | None) -> None:
+    """Take the steps of an act, with a bar where somebody looks. Whatever interrupts it, the last words tell how to go on."""
+    try:
+        with _bar(act, expected) as tell:
+            for progress in act.steps():
+                tell(progress.messages)
+                time.sleep(progress.rest)
+    except KeyboardInterrupt:
+        say(f"\nstopped {_how_to_go_on(act)}")
+        ctx.exit(FAILED)
+    except Exception:
+        say(f"interrupted {_how_to_go_on(act)}")
+        raise
+
+
+@contextmanager
+def _bar(act: Act, expected: int | None) -> Iterator[Callable[[int], object]]:
+    """On a terminal a bar on standard error; elsewhere nothing."""
+    if not (sys.stderr.isatty() and colourful()):
+        yield lambda _messages: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(act.action, total=expected, completed=0)
+        yield lambda messages: progress.update(task, completed=messages)
+
+
+def _messages(count: int) -> str:
+    return f"{count:,} message{'' if count == 1 else 's'}"
+
+
+def _line(action: Action, selection: Selection, preview: Preview) -> str:
+    """What an act would be done to, in one line."""
+    from outbox.units import bytes_in_words
+
+    more = [f"with {preview.files:,} files" if preview.files else ""]
+    more += [f"{preview.may_be_duplicates:,} may arrive twice" if preview.may_be_duplicates else ""]
+    size = bytes_in_words(preview.bytes + preview.file_bytes)
+    extra = "".join(f", {each}" for each in more if each)
+    return f"{action} {_messages(preview.messages)} ({shown(selection)}): {size}{extra}"
+
+
+def _show(action: Action, selection: Selection, preview: Preview, *, as_json: bool) -> None:
+    """The whole preview."""
+    from outbox.units import bytes_in_words
+
+    if as_json:
+        told = {name: getattr(preview, name) for name in preview.__slots__}
+        emit({"action": action, "dry_run": True, "selection": str(selection), **told})
+        return
+    kinds = {"that have lost a file": preview.lost_their_file} | dict(preview.passed_over)
+    lines = {
+        f"would {action}": f"{_messages(preview.messages)} ({selection})",
+        "destinations": ", ".join(f"{name} {count:,}" for name, count in preview.destinations.items()),
+        "text": bytes_in_words(preview.bytes),
+        "files": f"{preview.files:,}, {bytes_in_words(preview.file_bytes)}",
+        "oldest": shown(preview.oldest),
+        "may arrive twice": f"{preview.may_be_duplicates:,}" if action == "replay" else "",
+        "passed over": ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count),
+    }
+    for name, value in lines.items():
+        if value:
+            click.echo(f"{name:<18}{shown(value)}")
+
+
+def _say_none(action: Action, preview: Preview, *, as_json: bool) -> None:
+    kinds = {"lost a file": preview.lost_their_file} | dict(preview.passed_over)
+    over = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+    if as_json:
+        emit({"action": action, "act": None, "messages": 0, "passed_over": sum(kinds.values())})
+    else:
+        say(f"nothing to {action}" + (f"; passed over: {over}" if over else ""))

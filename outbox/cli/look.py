@@ -1,185 +1,228 @@
-"""`outbox status`, `list` and `show`: what is there, what is in its way, and everything about one message."""
+"""`outbox status`: what waits, what died, what is stopped and when the disk is full, once or again and again."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from datetime import timedelta
-from typing import Any
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from outbox.cli.context import NOTHING_MATCHED, outbox_of
+from outbox.cli.context import outbox_of
 from outbox.cli.options import command, json_option
-from outbox.cli.printing import emit, shown, table
-from outbox.units import bytes_in_words
+from outbox.cli.printing import colourful, columns, emit, shown, width
 
-#: So many blocked ordering keys are named, the longest blocked first.
-_BLOCKED_SHOWN = 20
+if TYPE_CHECKING:
+    from outbox.views import DestinationStatus, SpoolStatus, Status
+
+#: Seconds that a Postgres transaction may be open before it is worth a word here.
+_LONG = 600
+_EVERY = 2.0
 
 
-@command(example="outbox status --json")
+@command(example="outbox status --watch 5")
+@click.option(
+    "--watch",
+    type=click.FloatRange(0.1, 86_400),
+    is_flag=False,
+    flag_value=_EVERY,
+    metavar="[SECONDS]",
+    help="Look again every so many seconds (2 when none are said), until Ctrl-C.",
+)
 @json_option
 @click.pass_context
-def status(ctx: click.Context, as_json: bool) -> None:
-    """Per destination: messages by state, the oldest, why it is stopped; and the spool."""
-    from outbox.store import looking
+def status(ctx: click.Context, watch: float | None, as_json: bool) -> None:
+    """Per destination what waits, what died and why it is stopped; the spool and when it is full; who works.
 
-    outbox = outbox_of(ctx)
-    now = outbox.ambient.now()
-    with outbox.database.read() as connection:
-        counts = looking.counts(connection, now)
-        for name, delivered in looking.delivered_since(connection, now - timedelta(hours=1)).items():
-            counts.setdefault(name, looking.nothing())["delivered_last_hour"] = delivered
-        workers = looking.alive(connection)
-        files, spooled = looking.spooled(connection)
-        blocked = looking.blocked(connection, _BLOCKED_SHOWN)
-    for name in outbox.destinations:
-        counts.setdefault(name, looking.nothing())
-    root = getattr(outbox.spool_store, "root", None)
-    free = shutil.disk_usage(root).free if root is not None and root.exists() else None
-    if as_json:
-        emit(
-            {
-                "destinations": counts,
-                "blocked_keys": [dict(each) for each in blocked],
-                "workers": workers,
-                "spool": {"files": files, "bytes": spooled, "free_bytes": free},
-            }
-        )
+    DUE counts the messages whose time has come, also of a destination that is stopped; OLDEST is for how long the first of them
+    is due; DELIVERED/H is the last hour. With --watch and a terminal the screen is drawn anew, without one it is printed again.
+    """
+    look = outbox_of(ctx).status
+    if watch is None:
+        _print(look(), as_json=as_json)
         return
-    head = ("DESTINATION", "DUE", "WAITING", "CLAIMED", "DEAD", "DELIVERED/H", "OLDEST DUE", "STOPPED")
+    try:
+        if as_json or not (sys.stdout.isatty() and colourful()):
+            _print_again(look, watch, as_json=as_json)
+        else:
+            _redraw(look, watch)
+    except KeyboardInterrupt:
+        return
+
+
+def _print(found: Status, *, as_json: bool) -> None:
+    if as_json:
+        emit(asdict(found))
+        return
+    for number, line in enumerate(_report(found, width())):
+        click.echo(click.style(line, bold=True) if number == 0 and sys.stdout.isatty() and colourful() else line)
+
+
+def _print_again(look: Callable[[], Status], seconds: float, *, as_json: bool) -> None:
+    while True:
+        found = _looked(look)
+        if isinstance(found, str):
+            click.echo(f"outbox: {found}", err=True)
+        else:
+            if not as_json:
+                click.echo(f"{shown(found.at)}Z")
+            _print(found, as_json=as_json)
+            if not as_json:
+                click.echo()
+        sys.stdout.flush()
+        time.sleep(seconds)
+
+
+def _redraw(look: Callable[[], Status], seconds: float) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(screen=True, auto_refresh=False) as live:
+        while True:
+            found = _looked(look)
+            told = [found] if isinstance(found, str) else [*_report(found, width()), "", f"{shown(found.at)}Z; Ctrl-C ends"]
+            live.update(Text("\n".join(told), no_wrap=True, overflow="crop"), refresh=True)
+            time.sleep(seconds)
+
+
+def _looked(look: Callable[[], Status]) -> Status | str:
+    """The status, or why there is none just now: a database that is away comes back."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from outbox.errors import OutboxError
+
+    try:
+        return look()
+    except (OutboxError, SQLAlchemyError) as error:
+        return f"cannot look: {shown(str(error).splitlines()[0] if str(error) else type(error).__name__)}; trying again"
+
+
+def _report(found: Status, room: int | None) -> Iterator[str]:
+    """The status for a person, a line at a time."""
+    head = ("DESTINATION", "DUE", "WAITING", "CLAIMED", "DEAD", "DELIVERED/H", "OLDEST", "STOPPED")
     rows = []
-    for name, each in sorted(counts.items()):
-        numbers = [each.get(what, 0) for what in ("due", "waiting", "claimed", "dead", "delivered_last_hour")]
-        rows.append((name, *numbers, each.get("oldest_due_at"), _stopped(each)))
-    table(head, rows)
-    for name, each in sorted(counts.items()):
-        if each["learned_bytes"]:
-            click.echo(f"\n{name} refused larger requests: at most {bytes_in_words(each['learned_bytes'])} go into one for now")
-    if blocked:
-        click.echo("\nblocked by a dead message; replay it, cancel it, or: outbox resume DESTINATION --key KEY")
-        names = ("destination", "ordering_key", "message", "reason", "reason_text")
-        table(
-            ("DESTINATION", "ORDERING KEY", "MESSAGE", "REASON", "ANSWER"), [[each[name] for name in names] for each in blocked]
-        )
-    click.echo(
-        f"\nspool: {files} files, {bytes_in_words(spooled)}" + (f"; {bytes_in_words(free)} free" if free is not None else "")
-    )
-    click.echo(f"workers: {workers}" if workers else "workers: none is running; start one with: outbox worker")
+    for name, each in found.destinations.items():
+        numbers = (each.due, each.waiting, each.claimed, each.dead, each.delivered_last_hour)
+        rows.append((name, *numbers, _since(each.oldest_due_at, found.at), _stop(each)))
+    yield from columns(head, rows, spare=("CLAIMED",), room=room)
+    remarks = (remark for name, each in found.destinations.items() for remark in _remarks(name, each, found))
+    for block in (_wrapped(remarks, room), _blocked(found, room), _wrapped(_around(found), room)):
+        yield from ["", *block] if block else []
 
 
-def _stopped(each: dict[str, Any]) -> str:
-    if each.get("stop") == "pause":
-        return f"pause by {each['stopped_by']}: {each['stop_text']}"
-    if each.get("stop"):
-        why = f"{each['stop']}: {each.get('stop_text') or ''}".rstrip(": ")
-        return f"{why}; next try {shown(each['open_until'])}" if each.get("open_until") else why
-    if each.get("open_until"):
-        return f"breaker, after {each['failures']} failures; next try {shown(each['open_until'])}"
-    return "no"
+def _wrapped(lines: Iterable[str], room: int | None) -> list[str]:
+    if room is None:
+        return list(lines)
+    return [piece for line in lines for piece in textwrap.wrap(line, room, subsequent_indent="  ")]
 
 
-@command("list", example="outbox list --state dead --destination enos")
-@click.option("--state", "states", multiple=True, type=click.Choice(["pending", "claimed", "delivered", "dead", "cancelled"]))
-@click.option("--destination", "destinations", multiple=True)
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="Show so many, newest first.")
-@json_option
-@click.pass_context
-def list_(ctx: click.Context, states: tuple[str, ...], destinations: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """Messages, newest first. Exit code 3 when none matches."""
-    from outbox.model import State
-    from outbox.store import looking
-
-    outbox = outbox_of(ctx)
-    names = [outbox.destination(name).name for name in destinations]
-    with outbox.database.read() as connection:
-        rows = looking.messages(connection, names, [State(state) for state in states], limit)
-    if as_json:
-        for row in rows:
-            emit(_told(row))
-    elif rows:
-        head = ("ID", "DESTINATION", "KEY", "STATE", "REASON", "ATTEMPT", "FILES", "BYTES", "DUE AT", "ANSWER")
-        cells = [
-            (
-                row["id"],
-                row["destination"],
-                row["key"],
-                row["state"],
-                row["reason"],
-                row["attempt"],
-                row["files"],
-                bytes_in_words(row["size"] + row["file_bytes"]),
-                row["due_at"],
-                row["reason_text"],
-            )
-            for row in rows
-        ]
-        table(head, cells)
-    if not rows:
-        ctx.exit(NOTHING_MATCHED)
+def _stop(each: DestinationStatus) -> str:
+    return each.stop.replace("_", " ") if each.stop else "breaker" if each.open_until else "no"
 
 
-#: Columns that matter to the machinery only.
-_INNER = frozenset({"payload", "digest", "stream_id", "clock_plausible", "faulted_in", "share_id"})
+def _remarks(name: str, each: DestinationStatus, found: Status) -> Iterator[str]:
+    """What is to be said of a destination besides its numbers."""
+    from outbox.units import bytes_in_words
+
+    if each.stop or each.open_until:
+        yield f"{name}: {_why(name, each, found.at)}"
+    elif each.ramp is not None:
+        yield f"{name}: recovers from trouble; {each.ramp} uploads at a time for now"
+    if each.dead:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in each.dead_by_reason.items())
+        yield f"{name}: dead are {reasons}; see: outbox list --state dead --destination {name}"
+    if each.learned_bytes:
+        yield f"{name}: refused larger requests: at most {bytes_in_words(each.learned_bytes)} go into one for now"
+    if not each.declared:
+        yield f"{name}: no destination of that name is in these settings"
 
 
-def _told(row: Any) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in _INNER}
+def _why(name: str, each: DestinationStatus, now: datetime) -> str:
+    """Why a destination is stopped: who, since when, and when the next try is."""
+    since = f", since {shown(each.stopped_at)}Z ({_since(each.stopped_at, now)})" if each.stopped_at else ""
+    words = f": {shown(each.stop_text)}" if each.stop_text else ""
+    if each.stop == "pause":
+        return f"pause by {shown(each.stopped_by)}{words}{since}; go on with: outbox resume {name}"
+    if each.stop == "credentials":
+        why = f"credentials are refused{words}{since}"
+    elif each.stop == "reject_streak":
+        why = f"reject streak, {each.reject_streak} messages rejected one after the other{words}{since}"
+    elif each.stop:
+        why = f"{each.stop}{words}{since}"
+    else:
+        why = f"breaker, after {each.failures} failures"
+    return f"{why}; next try {_until(each.open_until, now)}"
 
 
-@command(example="outbox show inspection-42 --destination enos")
-@click.argument("message", metavar="ID|KEY")
-@click.option("--destination", help="Which destination's, when a key is given that several have.")
-@json_option
-@click.pass_context
-def show(ctx: click.Context, message: str, destination: str | None, as_json: bool) -> None:
-    """One message: its payload, its files, and every attempt with its answer."""
-    from outbox.errors import NoSuchMessage
-    from outbox.store import looking
+def _until(when: datetime | None, now: datetime) -> str:
+    from outbox.units import in_words
 
-    outbox = outbox_of(ctx)
-    with outbox.database.read() as connection:
-        row = looking.one(connection, message, destination)
-        if row is None:
-            raise NoSuchMessage(f"no message has the id or key {message!r}")
-        files = looking.files_of(connection, row["id"])
-        attempts = looking.attempts_of(connection, row["id"])
-    if as_json:
-        told = _told(row) | {"payload": json.loads(row["payload"])}
-        emit(told | {"attachments": [dict(each) for each in files], "attempts": [dict(each) for each in attempts]})
-        return
-    for name, value in _told(row).items():
-        if value is not None:
-            click.echo(f"{name.replace('_', ' '):<14} {shown(value)}")
-    click.echo(f"\n{shown(row['payload'])}\n")
-    if files:
-        file_head = ("FILE", "NAME", "TYPE", "BYTES", "SHA-256", "SPOOLED")
-        names = ("name", "filename", "content_type", "size", "sha256")
-        table(
-            file_head, [(*(each[name] for name in names), "freed" if each["freed_at"] else each["spooled"]) for each in files]
-        )
-        click.echo()
-    if not attempts:
-        click.echo("no attempt yet")
-        return
-    head = ("ATTEMPT", "STARTED", "SECONDS", "OUTCOME", "LATE", "STATUS", "CODE", "ANSWER", "REQUEST ID", "DELIVERY", "WORKER")
-    cells = []
-    for each in attempts:
-        seconds = (each["finished_at"] - each["started_at"]).total_seconds() if each["started_at"] else None
-        cells.append(
-            (
-                each["number"],
-                each["started_at"],
-                f"{seconds:.2f}" if seconds is not None else None,
-                each["outcome"],
-                each["late_outcome"],
-                each["status"],
-                each["code"],
-                each["text"],
-                each["request_id"],
-                each["delivery_id"],
-                (each["worker"] or "")[-8:],
-            )
-        )
-    table(head, cells)
+    if when is None or when <= now:
+        return "as soon as a worker looks"
+    return f"in {in_words(when - now)}, {shown(when)}Z"
+
+
+def _since(when: datetime | None, now: datetime) -> str | None:
+    from outbox.units import in_words
+
+    return None if when is None else in_words(max(timedelta(0), now - when))
+
+
+def _blocked(found: Status, room: int | None) -> list[str]:
+    if not found.blocked_keys:
+        return []
+    advice = "blocked by a dead message; replay it, cancel it, or: outbox resume DESTINATION --key KEY"
+    head = ("DESTINATION", "ORDERING KEY", "MESSAGE", "REASON", "ANSWER")
+    rows = [(each.destination, each.ordering_key, each.message, each.reason, each.reason_text) for each in found.blocked_keys]
+    total = sum(each.blocked_keys for each in found.destinations.values())
+    more = [f"and {total - len(rows)} more"] if total > len(rows) else []
+    return [advice, *columns(head, rows, room=room), *more]
+
+
+def _around(found: Status) -> Iterator[str]:
+    """The spool, the last hour, the workers, and whoever is in the way of all."""
+    from outbox.units import bytes_in_words, in_words
+
+    yield f"spool: {found.spool.files} files, {bytes_in_words(found.spool.bytes)}{_room_left(found.spool)}"
+    hour = found.last_hour
+    came = f"{hour.arrived_messages} messages came, {bytes_in_words(hour.arrived_bytes)}"
+    left = f"{hour.delivered_messages} were delivered, {bytes_in_words(hour.delivered_bytes)}"
+    yield f"last hour: {came}; {left}{_backlog(found)}"
+    yield f"workers: {found.workers}" if found.workers else "workers: none is running; start one with: outbox worker"
+    oldest = found.oldest_transaction
+    if oldest is not None and oldest.seconds >= _LONG:
+        yield f"Postgres cannot clean up since {in_words(oldest.seconds)} ago, which slows claims: {shown(oldest.what)}; end it"
+
+
+def _room_left(spool: SpoolStatus) -> str:
+    """Quota, free disk, and when there is none left."""
+    from outbox.units import bytes_in_words, in_words
+
+    said = ""
+    if spool.quota_bytes:
+        said += f", {spool.quota_percent:g} % of its quota of {bytes_in_words(spool.quota_bytes)}"
+    if spool.free_bytes is not None:
+        said += f"; {bytes_in_words(spool.free_bytes)} free on its disk"
+    if spool.full_in_seconds == 0:
+        said += "; full"
+    elif spool.full_in_seconds is not None:
+        rate = bytes_in_words(spool.growth_per_hour)
+        said += f"; full in {in_words(spool.full_in_seconds)} at the present rate ({rate} an hour)"
+    elif spool.filling is False:
+        said += "; not filling"
+    return said
+
+
+def _backlog(found: Status) -> str:
+    """When what is due will be gone, if more leaves than comes."""
+    from outbox.units import in_words
+
+    if any(each.stop or each.open_until for each in found.destinations.values()):
+        return ""  # what goes on elsewhere says nothing of what waits there
+    due = sum(each.due for each in found.destinations.values())
+    faster = found.last_hour.delivered_messages - found.last_hour.arrived_messages
+    return f"; what is due is gone in {in_words(due / faster * 3600)} at that rate" if due and faster > 0 else ""

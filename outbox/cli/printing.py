@@ -47,9 +47,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, spare: Seque
 
     What is still too wide then is cut at the end of its widest column: `--json` has it whole.
     """
+    for number, line in enumerate(columns(head, rows, spare=spare, room=width())):
+        click.echo(click.style(line, bold=True) if number == 0 and sys.stdout.isatty() and colourful() else line)
+
+
+def columns(head: Sequence[str], rows: Iterable[Sequence[object]], *, spare: Sequence[str] = (), room: int | None) -> list[str]:
+    """The lines of a table that has so much room, its head first."""
     cells = [list(head), *([shown(cell) for cell in row] for row in rows)]
     columns = list(range(len(head)))
-    room = width()
     for name in spare:
         if room is None or _total(cells, columns) <= room:
             break
@@ -63,9 +68,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, spare: Seque
         if wanted >= widths[widest]:
             break
         widths[widest] = wanted
-    for number, row in enumerate(cells):
-        line = "  ".join(_fit(row[column], widths[column]) for column in columns).rstrip()
-        click.echo(click.style(line, bold=True) if number == 0 and sys.stdout.isatty() and colourful() else line)
+    return ["  ".join(_fit(row[column], widths[column]) for column in columns).rstrip() for row in cells]
 
 
 def colourful() -> bool:

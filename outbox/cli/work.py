@@ -2,64 +2,159 @@
 
 from __future__ import annotations
 
-import logging
-import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from outbox.cli.context import LEFT_BEHIND, outbox_and_worker
-from outbox.cli.options import command, json_option
+from outbox.cli.context import FAILED, LEFT_BEHIND, NOTHING_MATCHED, outbox_and_worker, outbox_of
+from outbox.cli.options import Group, by_option, command, complete_destination, json_option
 from outbox.cli.printing import emit, say
 
 if TYPE_CHECKING:
-    from outbox.worker import Worker
+    from outbox.app import Outbox
+
+#: Seconds between two looks at workers that were asked to stop, and without a beat until nothing is expected of one any more.
+_LOOK_EVERY = 0.5
+_SILENT_FOR = 60.0
 
 
 def _worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
-            "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True
+            "--log-format", default="text", type=click.Choice(["text", "json"]), show_default=True, help="Of each line."
+        ),
+        click.option(
+            "--log-level",
+            default="info",
+            type=click.Choice(["debug", "info", "warning", "error"]),
+            show_default=True,
+            help="At least this grave; debug has a line for each message.",
         ),
         click.option("--stop-grace", type=float, metavar="SECONDS", help="Time for uploads in hand at a stop. [30]"),
         click.option(
             "--gone-after", type=float, metavar="SECONDS", help="Another worker's silence that frees its claims. [15]"
         ),
-        click.option("--destination", "destinations", multiple=True, help="Serve only this one; may be given again. [all]"),
+        click.option(
+            "--destination",
+            "destinations",
+            multiple=True,
+            help="Serve only this one; may be given again. [all]",
+            shell_complete=complete_destination,
+        ),
     ):
         command = option(command)
     return command
 
 
-def _worker(
+def _made(
     ctx: click.Context,
+    *,
     destinations: tuple[str, ...],
     gone_after: float | None,
     stop_grace: float | None,
     log_level: str,
-) -> Worker:
-    from outbox.worker import Worker
+    log_format: Any,
+) -> tuple[Outbox, dict[str, Any], str | None]:
+    """The outbox, how its worker shall behave, and where the settings want its pages to be."""
+    from outbox import logs
 
-    logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logs.configure(log_level, log_format)
     outbox, settings = outbox_and_worker(ctx)
-    return Worker(
-        outbox,
-        destinations=destinations or None,
-        gone_after=settings.gone_after if gone_after is None else gone_after,
-        stop_grace=settings.stop_grace if stop_grace is None else stop_grace,
-        poll=settings.poll,
-    )
+    logs.configure(log_level, log_format)  # once more: an app may have its own ideas, and by now its secrets are known
+    options = {
+        "destinations": destinations or None,
+        "gone_after": settings.gone_after if gone_after is None else gone_after,
+        "stop_grace": settings.stop_grace if stop_grace is None else stop_grace,
+        "poll": settings.poll,
+    }
+    return outbox, options, settings.http
 
 
-@command(example="outbox worker --destination enos")
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    epilog="Example: outbox worker --http 127.0.0.1:9464 --log-format json",
+)
 @_worker_options
+@click.option(
+    "--http",
+    metavar="ADDRESS",
+    help="Serve /livez, /readyz and /metrics there, such as 127.0.0.1:9464; port 0 is any, and printed. [nowhere]",
+)
+@click.option(
+    "--tracing/--no-tracing",
+    "traced",
+    default=None,
+    help="Make an OpenTelemetry span for each upload. [if this process has OpenTelemetry]",
+)
 @click.pass_context
-def worker(ctx: click.Context, /, **options: Any) -> None:
-    """Deliver until told to stop. SIGTERM and SIGINT finish the uploads in hand; what was not begun goes back unharmed."""
-    _worker(ctx, **options).run()
+def worker(ctx: click.Context, /, http: str | None, traced: bool | None, **options: Any) -> None:
+    """Deliver until told to stop. SIGTERM and SIGINT finish the uploads in hand; what was not begun goes back unharmed.
+
+    With `stop`, tell workers to end, wherever they run.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from outbox.service import Service
+
+    outbox, behaviour, from_settings = _made(ctx, **options)
+    wanted = http or from_settings
+    service = Service(outbox, http=wanted, traced=traced, **behaviour)
+    if wanted and wanted.endswith(":0"):
+        click.echo(service.url)
+    service.run()
+
+
+@worker.command("stop", epilog="Example: outbox worker stop --all --wait")
+@click.argument("workers", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everyone", is_flag=True, help="Every worker that is alive.")
+@click.option("--wait", is_flag=True, help="Until they have ended.")
+@by_option
+@json_option
+@click.pass_context
+def stop(ctx: click.Context, workers: tuple[str, ...], everyone: bool, wait: bool, by: str, as_json: bool) -> None:
+    """Ask workers to end as on SIGTERM, through the database: where no signal reaches them.
+
+    They see it with their next beat, within seconds. `outbox workers` lists them. Exit code 3 when none was there to be asked.
+    """
+    if everyone == bool(workers):
+        raise click.UsageError("say which workers shall stop, by id, or --all; `outbox workers` lists them")
+    outbox = outbox_of(ctx)
+    asked = outbox.stop_workers(by, None if everyone else workers)
+    unknown = [each for each in workers if each not in asked]
+    for each in unknown:
+        say(f"no worker {each} is alive; `outbox workers` lists those that are")
+    if not asked and not unknown:
+        say("no worker is alive")
+    left = _wait_for(outbox, asked) if wait else []
+    for each in left:
+        say(f"worker {each} has not beaten for {_SILENT_FOR:.0f} s: it has most likely died, and another takes its claims over")
+    if as_json:
+        emit({"asked": asked, "unknown": unknown, "silent": left})
+    else:
+        for each in asked:
+            click.echo(each)
+    if left:
+        ctx.exit(FAILED)
+    if unknown or not asked:
+        ctx.exit(NOTHING_MATCHED)
+
+
+def _wait_for(outbox: Outbox, asked: list[str]) -> list[str]:
+    """Wait until these workers are gone; returns those whose beat has stood still for so long that they will not see it."""
+    from outbox.store import living
+
+    seen: dict[str, tuple[int, float]] = {}
+    while True:
+        with outbox.database.read() as connection:
+            beats = {each: beat for each, beat in living.beats(connection).items() if each in asked}
+        now = time.monotonic()
+        seen = {each: seen[each] if each in seen and seen[each][0] == beat else (beat, now) for each, beat in beats.items()}
+        if all(now - since >= _SILENT_FOR for _, since in seen.values()):
+            return list(seen)
+        time.sleep(_LOOK_EVERY)
 
 
 @command(example="*/15 * * * * outbox drain (in a crontab)")
@@ -73,10 +168,11 @@ def drain(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     for: exit code 4 says that messages are left.
     """
     from outbox.store import looking
+    from outbox.worker import Worker
 
-    working = _worker(ctx, **options)
+    outbox, behaviour, _ = _made(ctx, **options)
+    working = Worker(outbox, **behaviour)
     working.run(until_idle=True)
-    outbox = working.outbox
     with outbox.database.read() as connection:
         counts = looking.counts(connection, outbox.ambient.now())
         put_off = looking.put_off(connection, working.destinations)

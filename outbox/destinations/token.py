@@ -21,7 +21,7 @@ from typing import Any, assert_never
 from outbox.destinations.base import check_url, seconds_until
 from outbox.destinations.table import ABSENT, Rule, first
 from outbox.errors import NotSent, OutboxError, TransportError
-from outbox.secret import Secret, as_secret
+from outbox.secret import Secret, as_secret, remember
 from outbox.transport import Answer, Transport
 from outbox.verdict import cleaned
 
@@ -106,6 +106,9 @@ class Token:
     `url` is the API gateway (not the integration address), `app_secret` a Secret or a string. One instance asks once, however
     many threads want the token; several processes need not share, since the service gives them the same one.
     """
+
+    #: What `headers` gives, for whoever shows a request without asking for a token.
+    header_names = (HEADER,)
 
     def __init__(self, url: str, app_key: Secret | str, app_secret: Secret | str, *, allow_plain_http: bool = False) -> None:
         check_url(url, allow_plain_http, "token")
@@ -254,6 +257,7 @@ def _kept(data: Mapping[str, Any], monotonic: float) -> _Held:
     value, seconds = data.get("accessToken"), data.get("expire")
     if not isinstance(value, str) or not value or not (value.isascii() and value.isprintable()):
         raise TransportError("the token service answered without a usable token")
+    remember(value)
     lifetime = 0.0
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0:
         lifetime = float(min(seconds, _LONGEST_LIFE))

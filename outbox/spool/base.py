@@ -29,7 +29,8 @@ class Spool(Protocol):
     def put(self, name: str, source: BinaryIO, limit: int | None = None) -> SpooledFile:
         """Copy `source` to its end under a fresh name; when this returns, the bytes survive a power cut.
 
-        Raises Oversize when there are more than `limit` bytes. Whatever goes wrong, nothing is left under that name.
+        Raises Oversize when there are more than `limit` bytes, and SpoolFull when there is no room for them. Whatever goes
+        wrong, nothing is left under that name.
         """
 
     def open(self, name: str) -> BinaryIO:
@@ -55,6 +56,9 @@ class Spool(Protocol):
 
     def clean(self, before: datetime) -> None:
         """Delete what a `put` that was interrupted before that instant has left."""
+
+    def left(self) -> int | None:
+        """How many bytes may still come before its disk is full; None where nobody knows."""
 
 
 class Oversize(SpoolError):

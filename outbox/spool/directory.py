@@ -13,13 +13,14 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from outbox.errors import FileChanged, FileMissing, SpoolError
+from outbox.errors import FileChanged, FileMissing, SpoolError, SpoolFull
 from outbox.model import SpooledFile
 from outbox.spool.base import Oversize, SpoolEntry, checked_name
 
@@ -73,6 +74,10 @@ class DirectorySpool:
                     ours.unlink()
                 raise
         except OSError as error:
+            if error.errno in _FULL:
+                raise SpoolFull(
+                    f"cannot spool a file in {self.root}: {error.strerror}; make room on its disk, and try again"
+                ) from error
             raise SpoolError(f"cannot spool a file in {self.root}: {error.strerror or error}") from error
         return spooled
 
@@ -97,6 +102,10 @@ class DirectorySpool:
         if not stat.S_ISREG(found.st_mode):
             raise FileChanged(name, "it is no regular file")
         return found.st_size
+
+    def where(self, name: str) -> Path:
+        """The path of a file at rest, for a person; whether it is there, `size` tells."""
+        return self._path(name)
 
     def touch(self, name: str) -> None:
         try:
@@ -142,6 +151,9 @@ class DirectorySpool:
                 if entry.modified_at <= before:
                     (self._unfinished / entry.name).unlink(missing_ok=True)
 
+    def left(self) -> int | None:
+        return disk_left(self.root)
+
     def _missing(self, name: str) -> SpoolError:
         """A file is missing only from a spool that is there: one that is not mounted says nothing about its files."""
         if self._unfinished.is_dir():
@@ -179,7 +191,20 @@ class DirectorySpool:
         self._durable.add(folder)
 
 
+#: What a disk that is full says, or one of which we may not have more.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def disk_left(folder: Path) -> int | None:
+    """Bytes that an ordinary user may still write to the disk that a folder is on; None while it is not there."""
+    try:
+        if hasattr(os, "statvfs"):
+            told = os.statvfs(folder)
+            return told.f_bavail * told.f_frsize
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 def _copy(name: str, source: BinaryIO, target: int, limit: int | None) -> SpooledFile:

@@ -34,6 +34,7 @@ class NewMessage:
     clock_plausible: bool
     scheduled: bool = False  #: due_at was chosen by the producer
     expires_at: datetime | None = None
+    traceparent: str | None = None
 
 
 class Known(NamedTuple):
@@ -90,6 +91,7 @@ def add_message(
             "scheduled": new.scheduled,
             "expires_at": new.expires_at,
             "clock_plausible": new.clock_plausible,
+            "traceparent": new.traceparent,
         },
     ).scalar_one_or_none()
 

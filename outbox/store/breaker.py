@@ -114,7 +114,9 @@ def traffic(connection: Connection, name: str, *, probes: bool = False) -> Traff
 
     Those of a worker that died are until they are taken back.
     """
-    under_way = [delivery.c.finished_at.is_(None), delivery.c.destination == name, *([delivery.c.probe] if probes else [])]
+    # Not by its name as it is: SQLite would walk every delivery there ever was to the destination, along the index of those.
+    of_it = delivery.c.destination.concat("") == name
+    under_way = [delivery.c.finished_at.is_(None), of_it, *([delivery.c.probe] if probes else [])]
     counted = select(delivery.c.lane, func.count()).where(*under_way).group_by(delivery.c.lane)
     lanes = {lane: int(count) for lane, count in connection.execute(counted).all()}
     large = lanes.pop(Lane.LARGE, 0)

@@ -165,6 +165,7 @@ def mark_claimed(
             message.c.size,
             message.c.file_bytes,
             message.c.files,
+            message.c.traceparent,
         )
     )
     rows = {row.id: row for row in connection.execute(statement)}
@@ -189,6 +190,7 @@ def _message(row: Row[Any], attached: Sequence[Attachment]) -> Message:
         file_bytes=row.file_bytes,
         files=row.files,
         attachments=tuple(attached),
+        traceparent=row.traceparent,
     )
 
 

@@ -43,6 +43,20 @@ def beat(connection: Connection, worker_id: str, now: datetime) -> bool:
     return connection.execute(statement.values(beat=worker.c.beat + 1, beat_at=now)).rowcount == 1
 
 
+def ask_to_stop(connection: Connection, ids: Collection[str] | None = None) -> list[str]:
+    """Ask these workers, or all, to end as on SIGTERM; returns those that were there to be asked."""
+    here = [worker.c.gone.is_(False)] if ids is None else [worker.c.gone.is_(False), worker.c.id.in_(ids)]
+    # Locked in one order first: workers that beat meanwhile are single rows, and wait for nothing else.
+    mine = list(connection.execute(select(worker.c.id).where(*here).order_by(worker.c.id).with_for_update()).scalars())
+    connection.execute(update(worker).where(worker.c.id.in_(mine)).values(stop_asked=True))
+    return mine
+
+
+def stop_asked(connection: Connection, worker_id: str) -> bool:
+    """Whether somebody has asked a worker to end."""
+    return bool(connection.execute(select(worker.c.stop_asked).where(worker.c.id == worker_id)).scalar_one_or_none())
+
+
 def leave(connection: Connection, worker_id: str) -> None:
     """A worker that ends in order says so itself."""
     connection.execute(update(worker).where(worker.c.id == worker_id).values(gone=True))
@@ -82,19 +96,16 @@ def deliveries_of(connection: Connection, worker_id: str) -> list[int]:
 
 def left_behind(connection: Connection, ids: Collection[int]) -> list[LeftBehind]:
     """Unfinished deliveries with the messages that are still claimed for them."""
-    columns = (delivery.c.id, delivery.c.destination, delivery.c.worker, delivery.c.messages)
-    open_ones = connection.execute(select(*columns).where(delivery.c.id.in_(ids), delivery.c.finished_at.is_(None)))
+    told = (delivery.c.id, delivery.c.destination, delivery.c.worker, delivery.c.messages)
+    open_ones = connection.execute(select(*told).where(delivery.c.id.in_(ids), delivery.c.finished_at.is_(None)))
     found = []
     for row in open_ones.all():
         # claimed_by goes first: it is what the small index of claimed messages is on.
         held = (message.c.claimed_by == row.worker, claimed, message.c.delivery_id == row.id)
-        counters = (message.c.attempt, message.c.failures, message.c.unknowns, message.c.batch_limit, message.c.suspect)
-        statement = select(message.c.id, message.c.key, *counters).where(*held).order_by(message.c.id)
+        columns = ("id", "key", "attempt", "failures", "unknowns", "batch_limit", "suspect", "traceparent")
+        statement = select(*(message.c[name] for name in columns)).where(*held).order_by(message.c.id)
         messages = tuple(
-            Message(
-                each.id, each.key, "", each.attempt, each.failures, each.unknowns, each.batch_limit, 0, 0, suspect=each.suspect
-            )
-            for each in connection.execute(statement)
+            Message(text="", size=0, file_bytes=0, **each) for each in connection.execute(statement).mappings().all()
         )
         found.append(LeftBehind(row.id, row.destination, row.worker, row.messages, messages))
     return found

@@ -1,15 +1,15 @@
-"""Status, list, show: what an operator sees."""
+"""Status and one message: what an operator sees."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, and_, func, literal_column, or_, select
+from sqlalchemy import Column, Connection, RowMapping, and_, case, func, or_, select
 
 from outbox.limits import Learned, learned_limit
-from outbox.model import Lane, State
+from outbox.model import Lane
 from outbox.patience import Stop
 from outbox.store import claiming
 from outbox.tables import (
@@ -26,10 +26,15 @@ from outbox.tables import (
     loose,
     message,
     pending,
+    share,
     stream,
     worker,
 )
 from outbox.timekeeping import When
+
+#: A message's own columns, and the name that orders it, be it by a stream or by a share.
+WITH_ORDERING_KEY = func.coalesce(stream.c.ordering_key, share.c.ordering_key).label("ordering_key")
+ORDERED_BY = message.outerjoin(stream, message.c.stream_id == stream.c.id).outerjoin(share, message.c.share_id == share.c.id)
 
 
 def alive(connection: Connection) -> int:
@@ -46,11 +51,11 @@ def nothing() -> dict[str, Any]:
     numbers = dict.fromkeys(
         ("due", "waiting", "claimed", "dead", "delivered_last_hour", "failures", "reject_streak", "blocked_keys"), 0
     )
-    return numbers | dict.fromkeys(("oldest_due_at", *_OF_DESTINATION))
+    return numbers | dict.fromkeys(("oldest_due_at", *_OF_DESTINATION)) | {"dead_by_reason": {}}
 
 
 def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
-    """Per destination: due, waiting, claimed, dead, delivered in the last hour, oldest, and why it is stopped.
+    """Per destination: due, waiting, claimed, dead and why, the oldest, and why it is stopped.
 
     Delivered messages are counted from the deliveries: nobody counts the messages themselves.
     """
@@ -69,31 +74,85 @@ def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
     for name, total in connection.execute(held_up).all():
         of(name)["blocked_keys"] = total
     # A condition for each partial index, so that the delivered ones are never walked.
+    due = func.sum(case((message.c.due_at <= now, 1), else_=0)).label("due")
+    columns = (
+        by_destination.label("destination"),
+        func.count().label("messages"),
+        due,
+        func.min(message.c.due_at).label("oldest"),
+    )
     for condition in (and_(pending, loose), and_(pending, in_stream), in_share):
-        columns = (
-            by_destination.label("destination"),
-            func.count().label("messages"),
-            func.min(message.c.due_at).label("oldest"),
-        )
-        for due, when in (("due", message.c.due_at <= now), ("waiting", message.c.due_at > now)):
-            for row in connection.execute(select(*columns).where(condition, when).group_by(by_destination)):
-                of(row.destination)[due] += row.messages
-                if due == "due":
-                    known = of(row.destination)["oldest_due_at"]
-                    of(row.destination)["oldest_due_at"] = min(filter(None, (known, row.oldest)))
-    for state, condition in ((State.CLAIMED, claimed), (State.DEAD, dead)):
-        totals = select(by_destination, func.count()).where(condition).group_by(by_destination)
-        for name, total in connection.execute(totals).all():
-            of(name)[state.value] = total
+        for row in connection.execute(select(*columns).where(condition).group_by(by_destination)):
+            mine = of(row.destination)
+            mine["due"] += int(row.due)
+            mine["waiting"] += row.messages - int(row.due)
+            if row.due:
+                mine["oldest_due_at"] = min(filter(None, (mine["oldest_due_at"], row.oldest)))
+    for name, total in connection.execute(select(by_destination, func.count()).where(claimed).group_by(by_destination)).all():
+        of(name)["claimed"] = total
+    # In the order of the index over the dead, which has all that is asked here: there may be a million of them.
+    died = select(message.c.destination, message.c.reason, func.count()).where(dead)
+    for name, reason, total in connection.execute(died.group_by(message.c.destination, message.c.reason)).all():
+        of(name)["dead"] += total
+        of(name)["dead_by_reason"][reason] = total
     return found
 
 
-def delivered_since(connection: Connection, since: datetime) -> dict[str, int]:
-    """Messages delivered after an instant, per destination."""
-    total = func.sum(delivery.c.messages)
-    statement = select(delivery.c.destination, total).where(delivery.c.outcome == "delivered", delivery.c.finished_at > since)
-    rows = connection.execute(statement.group_by(delivery.c.destination)).all()
-    return {name: int(count) for name, count in rows}
+class Amount(NamedTuple):
+    """Messages, and their bytes of text and files."""
+
+    messages: int
+    bytes: int
+
+
+def delivered_since(connection: Connection, since: datetime) -> dict[str, Amount]:
+    """What was delivered after an instant, per destination."""
+    by_destination = delivery.c.destination.concat(
+        ""
+    )  # as above: or SQLite reads every delivery there was, to have them in order
+    totals = (func.sum(delivery.c.messages), func.sum(delivery.c.bytes))
+    recent = (delivery.c.outcome == "delivered", delivery.c.finished_at > since)
+    rows = connection.execute(select(by_destination, *totals).where(*recent).group_by(by_destination)).all()
+    return {name: Amount(int(messages), int(size)) for name, messages, size in rows}
+
+
+#: Of what arrived, so many messages are weighed; of more, the newest stand for all.
+_WEIGHED = 5000
+
+
+def arrived_since(connection: Connection, since: datetime) -> Amount:
+    """What was enqueued at an instant or after it. There is no index on that: ids are given in the order of time."""
+    first = first_since(connection, message.c.id, message.c.created_at, since)
+    if first is None:
+        return Amount(0, 0)
+    newest = select(message.c.id, (message.c.size + message.c.file_bytes).label("bytes")).where(message.c.id >= first)
+    weighed = newest.order_by(message.c.id.desc()).limit(_WEIGHED).subquery()
+    totals = select(func.count(), func.sum(weighed.c.bytes), func.min(weighed.c.id), func.max(weighed.c.id))
+    count, size, lowest, highest = connection.execute(totals).one()
+    if not count:
+        return Amount(0, 0)
+    share_of_all = (highest - lowest + 1) / (highest - first + 1) if count == _WEIGHED else 1.0
+    return Amount(round(count / share_of_all), round(int(size) / share_of_all))
+
+
+def first_since(connection: Connection, ids: Column[Any], instants: Column[Any], since: datetime) -> int | None:
+    """The first id whose row is not older than an instant, found by halving; None when every row is older.
+
+    About right only: a clock that was set, and transactions that took long, put some rows out of order.
+    """
+    # Two statements: asked for both at once, SQLite reads the whole table.
+    lowest, highest = (connection.execute(select(end(ids))).scalar_one() for end in (func.min, func.max))
+    if lowest is None:
+        return None
+    beyond = highest + 1
+    while lowest < beyond:
+        middle = (lowest + beyond) // 2
+        at = connection.execute(select(instants).where(ids >= middle).order_by(ids).limit(1)).scalar_one_or_none()
+        if at is None or at >= since:
+            beyond = middle
+        else:
+            lowest = middle + 1
+    return int(lowest) if lowest <= highest else None
 
 
 def blocked(connection: Connection, limit: int) -> Sequence[RowMapping]:
@@ -117,31 +176,60 @@ def spooled(connection: Connection) -> tuple[int, int]:
     return int(files), int(size)
 
 
-def messages(connection: Connection, names: Collection[str], states: Collection[State], limit: int) -> Sequence[RowMapping]:
-    """Messages, newest first."""
-    columns = [column for column in message.c if column.name not in ("payload", "digest")]
-    statement = select(*columns, stream.c.ordering_key).outerjoin(stream, message.c.stream_id == stream.c.id)
-    if names:
-        statement = statement.where(message.c.destination.in_(names))
-    if states:
-        # Words, not parameters: a partial index is only used by who says its condition.
-        statement = statement.where(message.c.state.in_([literal_column(f"'{State(state).value}'") for state in states]))
-    return connection.execute(statement.order_by(message.c.id.desc()).limit(limit)).mappings().all()
+def spool_grew(connection: Connection, since: datetime) -> int:
+    """By how many bytes the spool grew after an instant: what came and is still there, less what was there and went."""
+    total = func.coalesce(func.sum(file.c.size), 0)
+    came = select(total).where(file.c.freed_at.is_(None), file.c.created_at > since)
+    went = select(total).where(file.c.freed_at > since, file.c.created_at <= since)
+    return int(connection.execute(came).scalar_one()) - int(connection.execute(went).scalar_one())
+
+
+def destinations_of_messages(connection: Connection) -> list[str]:
+    """Every destination that a message is for, declared or not: one step each along the index of keys."""
+    found: list[str] = []
+    last = select(func.min(message.c.destination))
+    name = connection.execute(last).scalar_one()
+    while name is not None:
+        found.append(name)
+        name = connection.execute(last.where(message.c.destination > name)).scalar_one()
+    return found
 
 
 def one(connection: Connection, id_or_key: str, name: str | None = None) -> RowMapping | None:
     """The message of an id, or else of a key."""
-    statement = select(message, stream.c.ordering_key).outerjoin(stream, message.c.stream_id == stream.c.id)
+    statement = select(message, WITH_ORDERING_KEY).select_from(ORDERED_BY)
     if name is not None:
         statement = statement.where(message.c.destination == name)
-    conditions = [message.c.key == id_or_key]
+    # The destination goes with the key: without it, SQLite would read every message.
+    conditions = [
+        message.c.destination.in_([name] if name else destinations_of_messages(connection)),
+        message.c.key == id_or_key,
+    ]
+    lookups = [and_(*conditions)]
     if id_or_key.isascii() and id_or_key.isdigit() and len(id_or_key) < 19:
-        conditions.insert(0, message.c.id == int(id_or_key))
-    for condition in conditions:
-        row = connection.execute(statement.where(condition).order_by(message.c.id).limit(1)).mappings().one_or_none()
+        lookups.insert(0, message.c.id == int(id_or_key))
+    for lookup in lookups:
+        row = connection.execute(statement.where(lookup).order_by(message.c.id).limit(1)).mappings().one_or_none()
         if row is not None:
             return row
     return None
+
+
+class HeldUp(NamedTuple):
+    """What else a message waits for than its own time."""
+
+    stop: str | None
+    open_until: datetime | None
+    blocked: bool  #: a dead message is in front of it
+
+
+def held_up(connection: Connection, row: RowMapping) -> HeldUp:
+    """What holds up a message besides its own time: its destination, and its stream."""
+    of_destination = select(destination.c.stop, destination.c.open_until).where(destination.c.name == row["destination"])
+    stop, open_until = connection.execute(of_destination).one_or_none() or (None, None)
+    in_front = select(head.c.blocked_by).where(head.c.stream_id == row["stream_id"], head.c.blocked_by.is_not(None))
+    blocked = row["stream_id"] is not None and connection.execute(in_front).one_or_none() is not None
+    return HeldUp(stop, open_until, blocked)
 
 
 def files_of(connection: Connection, message_id: int) -> Sequence[RowMapping]:
@@ -165,7 +253,7 @@ def files_of(connection: Connection, message_id: int) -> Sequence[RowMapping]:
 def attempts_of(connection: Connection, message_id: int) -> Sequence[RowMapping]:
     """Every attempt of a message with what its delivery was answered, oldest first."""
     told = (delivery.c.started_at, delivery.c.messages, delivery.c.bytes, delivery.c.worker, delivery.c.status)
-    more = (delivery.c.code, delivery.c.text, delivery.c.request_id)
+    more = (delivery.c.code, delivery.c.text, delivery.c.request_id, delivery.c.answer)
     statement = select(attempt, *told, *more).outerjoin(delivery, attempt.c.delivery_id == delivery.c.id)
     return connection.execute(statement.where(attempt.c.message_id == message_id).order_by(attempt.c.number)).mappings().all()
 

@@ -13,7 +13,7 @@ from outbox.tables import message, share, stream
 
 def conditions(selection: Selection, among: Collection[State] = tuple(State)) -> list[ColumnElement[bool]]:
     """The messages of a selection, among those in these states. Its limit is for the statement that uses them."""
-    states = set(among) & set(selection.states or among)
+    states = states_of(selection, among)
     # Words, not parameters: a partial index is only used by who says its condition.
     words: list[ColumnElement[str]] = [literal_column(f"'{state.value}'") for state in sorted(states)]
     found: list[ColumnElement[bool]] = [message.c.state.in_(words)] if states != set(State) else []
@@ -28,15 +28,20 @@ def conditions(selection: Selection, among: Collection[State] = tuple(State)) ->
         unordered = exists().where(share.c.id == message.c.share_id, share.c.ordering_key == selection.ordering_key)
         found.append(or_(ordered, unordered))
     if selection.since is not None:
-        found.append(_instant(states) >= selection.since)
+        found.append(instant(states) >= selection.since)
     if selection.until is not None:
-        found.append(_instant(states) < selection.until)
+        found.append(instant(states) < selection.until)
     if selection.text:
         found.append(func.lower(message.c.reason_text).contains(selection.text.lower(), autoescape=True))
     return found
 
 
-def _instant(states: Collection[State]) -> ColumnElement[datetime]:
+def states_of(selection: Selection, among: Collection[State] = tuple(State)) -> set[State]:
+    """Of these states, those that a message of the selection can be in: only the dead have a reason."""
+    return set(among) & set(selection.states or among) & ({State.DEAD} if selection.reasons else set(State))
+
+
+def instant(states: Collection[State]) -> ColumnElement[datetime]:
     """When a message came into its state: the end of one that is final, the enqueue of one that is not."""
     if FINAL.issuperset(states):
         return message.c.finished_at

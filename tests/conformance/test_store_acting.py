@@ -1,8 +1,8 @@
 """What a person does to messages: which are chosen, what becomes of them, and what is noted of it."""
 
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Literal
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -11,6 +11,7 @@ from outbox import Lane, State
 from outbox.database import Database
 from outbox.model import FINAL, Reason, Selection
 from outbox.store import acting, arriving, keeping, streams
+from outbox.store.acting import Action, Window
 from outbox.tables import audit, file, head
 from outbox.timekeeping import When
 from tests.factories import NOW, add_row, attempts_of, claim, put, record, row_of, spooled, waiting
@@ -18,13 +19,23 @@ from tests.factories import NOW, add_row, attempts_of, claim, put, record, row_o
 Reopen = Callable[[], Database]
 LATER = NOW + timedelta(hours=1)
 ENOS = Selection(destination="enos")
-Action = Literal["replay", "cancel"]
+CERTAIN = Window(NOW, NOW)
+STATES: list[tuple[Action, set[State]]] = [
+    ("replay", set(FINAL)),
+    ("cancel", {State.PENDING, State.DEAD}),
+    ("purge", set(FINAL)),
+]
 
 
 def chosen(
     connection: sa.Connection, action: Action, selection: Selection = ENOS, after: int = 0, limit: int = 500
 ) -> list[int]:
-    return acting.choose(connection, action, selection, after, limit).ids
+    found = acting.candidates(connection, action, selection, CERTAIN, after, limit)
+    return acting.choose(connection, acting.choice(action, selection), CERTAIN, found).ids
+
+
+def replay(connection: sa.Connection, ids: list[int], now: datetime = NOW) -> list[int]:
+    return acting.replay(connection, ids, now, [each for each in ids if row_of(connection, each).files])
 
 
 def one_of_each(connection: sa.Connection) -> dict[State, int]:
@@ -54,7 +65,7 @@ DEAD: dict[str, Any] = {
 # Choosing.
 
 
-@pytest.mark.parametrize(("action", "states"), [("replay", FINAL), ("cancel", {State.PENDING, State.DEAD})])
+@pytest.mark.parametrize(("action", "states"), STATES)
 def test_an_act_is_for_certain_states(database: Database, action: Action, states: set[State]) -> None:
     with database.begin() as connection:
         rows = one_of_each(connection)
@@ -63,7 +74,7 @@ def test_an_act_is_for_certain_states(database: Database, action: Action, states
 
 
 @pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize(("action", "states"), [("replay", FINAL), ("cancel", {State.PENDING, State.DEAD})])
+@pytest.mark.parametrize(("action", "states"), STATES)
 def test_asking_for_a_state_narrows_and_never_widens(
     database: Database, state: State, action: Action, states: set[State]
 ) -> None:
@@ -137,7 +148,7 @@ def test_a_replayed_message_starts_afresh_and_its_tries_are_kept(database: Datab
     with database.begin() as connection:
         message_id = add_row(connection, state, **before)
 
-        assert [message_id] == acting.replay(connection, [message_id], LATER)
+        assert [message_id] == replay(connection, [message_id], LATER)
 
         row = row_of(connection, message_id)
     assert (State.PENDING, None, None, None) == (row.state, row.reason, row.reason_text, row.finished_at)
@@ -149,7 +160,7 @@ def test_a_replayed_message_is_numbered_on_and_keeps_its_attempts(database: Data
     with database.begin() as connection:
         message_id = put(connection)
         finish(connection, **DEAD)
-        acting.replay(connection, [message_id], NOW)
+        replay(connection, [message_id])
 
         again = claim(connection, lane=Lane.BULK)
 
@@ -168,7 +179,7 @@ def test_replays_wait_in_the_bulk_lane_but_large_ones_in_theirs(database: Databa
     with database.begin() as connection:
         message_id = add_row(connection, State.DEAD, lane=lane)
 
-        acting.replay(connection, [message_id], NOW)
+        replay(connection, [message_id])
 
         assert expected == row_of(connection, message_id).lane
         assert [message_id] == [each.id for each in waiting(connection, expected)]
@@ -178,7 +189,7 @@ def test_a_message_is_replayed_as_often_as_a_person_likes(database: Database) ->
     with database.begin() as connection:
         message_id = add_row(connection, State.CANCELLED)
         for _ in range(3):
-            acting.replay(connection, [message_id], NOW)
+            replay(connection, [message_id])
             acting.cancel(connection, [message_id], NOW)
 
         assert 3 == row_of(connection, message_id).replays
@@ -193,7 +204,7 @@ def test_a_message_that_has_lost_a_file_is_not_replayed(database: Database) -> N
         finish(connection)
         keeping.mark_freed(connection, [lost.name], NOW)
 
-        assert [whole] == acting.replay(connection, [whole, broken], NOW)
+        assert [whole] == replay(connection, [whole, broken])
 
         assert [State.PENDING, State.DELIVERED] == [row_of(connection, each).state for each in (whole, broken)]
 
@@ -208,7 +219,7 @@ def test_the_files_of_a_replayed_message_stay(database: Database) -> None:
         finish(connection)
         connection.execute(sa.update(file).values(free_at=LATER))
 
-        acting.replay(connection, [message_id], NOW)
+        replay(connection, [message_id])
 
         assert [others.name] == keeping.files_to_free(connection, LATER, 10)
         assert {mine.name} == keeping.still_needed(connection, [mine.name])
@@ -221,7 +232,7 @@ def test_freeing_waits_for_a_replay_and_then_leaves_the_file(postgres_database: 
         message_id = put(connection, files=[photo])
         finish(connection)
     with reopen_postgres().begin() as person, postgres_database.begin() as connection:
-        acting.replay(person, chosen(person, "replay"), NOW)
+        replay(person, chosen(person, "replay"))
 
         assert [] == keeping.files_to_free(connection, LATER, 10)
     with postgres_database.begin() as connection:
@@ -234,7 +245,7 @@ def test_a_replayed_message_of_a_share_takes_its_turn_without_it(database: Datab
         message_id = put(connection, ordering_key="pump", ordered=False)
         finish(connection)
 
-        acting.replay(connection, [message_id], NOW)
+        replay(connection, [message_id])
 
         assert [message_id] == [each.id for each in waiting(connection, Lane.BULK)]
 
@@ -244,7 +255,7 @@ def test_a_replayed_message_goes_before_those_behind_it_in_its_stream(database: 
         first, second = in_stream(connection)
         finish(connection, **DEAD)
         assert [] == waiting(connection)
-        release(connection, acting.replay(connection, [first], NOW))
+        release(connection, replay(connection, [first]))
 
         replayed = claim(connection, lane=Lane.BULK)
         assert replayed is not None
@@ -254,10 +265,9 @@ def test_a_replayed_message_goes_before_those_behind_it_in_its_stream(database: 
         assert [second] == [each.id for each in waiting(connection)]
 
 
-def release(connection: sa.Connection, ids: list[int], *, skip: bool = False) -> None:
-    skipping = ["enos"] if skip else []
-    for each in (True, False):
-        streams.release(connection, acting.streams_of(connection, ids, skipping, skip=each), When.certain(NOW), skip=each)
+def release(connection: sa.Connection, ids: list[int]) -> None:
+    mine = {row_of(connection, each).stream_id for each in ids}
+    streams.release(connection, mine, When.certain(NOW), skip=False)
 
 
 # Cancelling.
@@ -307,36 +317,51 @@ def test_streams_are_told_apart_by_whether_their_destination_skips_the_dead(data
     with database.begin() as connection:
         mine = in_stream(connection)
         elsewhere = put(connection, ordering_key="pump", destination="elsewhere")
-        loose = put(connection)
-        ids = [*mine, elsewhere, loose]
         numbers = [row_of(connection, each).stream_id for each in (mine[0], elsewhere)]
 
-        assert [numbers[0]] == acting.streams_of(connection, ids, ["enos"], skip=True)
-        assert [numbers[1]] == acting.streams_of(connection, ids, ["enos"], skip=False)
-        assert numbers == sorted(acting.streams_of(connection, ids, [], skip=False))
+        assert [numbers[0]] == acting.streams_of(connection, numbers, ["enos"], skip=True)
+        assert [numbers[1]] == acting.streams_of(connection, numbers, ["enos"], skip=False)
+        assert numbers == sorted(acting.streams_of(connection, numbers, [], skip=False))
         assert [] == acting.streams_of(connection, [], [], skip=False)
-        assert [] == acting.streams_of(connection, [loose], ["enos"], skip=True)
 
 
 # Noting.
 
 
-def test_who_did_what_is_noted(database: Database) -> None:
+def test_what_is_done_to_no_message_is_noted_and_over(database: Database) -> None:
     with database.begin() as connection:
-        acting.note(connection, NOW, "ann", "replay", "destination enos", 7)
+        acting.note(connection, NOW, "ann", "pause", "destination enos")
 
         row = connection.execute(sa.select(audit)).one()
 
-    assert (NOW, "ann", "replay", "destination enos", 7) == (row.at, row.actor, row.action, row.selection, row.messages)
+    assert (NOW, "ann", "pause", "destination enos", 0) == (row.at, row.actor, row.action, row.selection, row.messages)
+    assert NOW == row.finished_at
 
 
 def test_a_note_of_endless_words_is_cut(database: Database) -> None:
+    everyone = Selection(ids=tuple(range(10_000)))
     with database.begin() as connection:
-        acting.note(connection, NOW, "a" * 1000, "cancel", str(Selection(ids=tuple(range(10_000)))), 0)
+        acting.open_act(connection, NOW, "a" * 1000, "cancel", everyone)
 
         row = connection.execute(sa.select(audit)).one()
 
     assert (255, 10_000) == (len(row.actor), len(row.selection))
+    assert everyone == Selection.from_json(row.chosen), "what it goes on with is whole"
+
+
+def test_an_act_has_one_row_from_its_beginning_to_its_end(database: Database) -> None:
+    with database.begin() as connection:
+        act = acting.open_act(connection, NOW, "ann", "replay", ENOS)
+        acting.advance(connection, act, 3, 17)
+        acting.advance(connection, act, 2, 40)
+        under_way = connection.execute(sa.select(audit)).one()
+        acting.finish(connection, act, LATER)
+        acting.finish(connection, act, LATER + timedelta(days=1))
+
+        row = connection.execute(sa.select(audit)).one()
+
+    assert (5, 40, None) == (under_way.messages, under_way.position, under_way.finished_at)
+    assert (5, 40, LATER) == (row.messages, row.position, row.finished_at)
 
 
 @pytest.mark.parametrize(

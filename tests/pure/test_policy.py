@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.errors import ConfigurationError
-from outbox.policy import Policy, backoff, clamp, doubling, send_deadline
+from outbox.model import State
+from outbox.policy import Policy, Retention, backoff, clamp, doubling, send_deadline
 from tests.pure.making import NOW, seconds
 
 POLICY = Policy(send_base=20.0, slowest_rate=1000)
@@ -153,3 +154,43 @@ def test_a_policy_that_cannot_work_is_refused_by_the_name_of_its_mistake(wrong: 
 )
 def test_what_is_unusual_and_can_work_is_allowed(unusual: dict[str, Any]) -> None:
     Policy(**unusual)
+
+
+# How long what is over is kept.
+
+DAY = timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [
+        (State.PENDING, None),
+        (State.CLAIMED, None),
+        (State.DELIVERED, 7 * DAY),
+        (State.CANCELLED, 7 * DAY),
+        (State.DEAD, 90 * DAY),
+    ],
+)
+def test_what_is_delivered_is_kept_a_week_and_the_dead_for_three_months(state: State, kept: timedelta | None) -> None:
+    assert kept == Retention().of(state)
+
+
+def test_uploads_that_delivered_nothing_are_kept_as_long_as_the_dead() -> None:
+    kept = Retention(delivered=DAY, dead=2 * DAY)
+
+    assert [DAY, 2 * DAY, 2 * DAY] == [kept.of_delivery(outcome) for outcome in ("delivered", "reject", "unknown")]
+
+
+@pytest.mark.parametrize("name", ["delivered", "cancelled", "dead", "free_after"])
+def test_anything_can_be_kept_for_ever_or_not_at_all(name: str) -> None:
+    assert getattr(Retention(**{name: None}), name) is None
+    assert timedelta(0) == getattr(Retention(**{name: timedelta(0)}), name)
+
+
+@pytest.mark.parametrize("name", ["delivered", "cancelled", "dead", "free_after"])
+@pytest.mark.parametrize("wrong", [7, "7d", -DAY], ids=repr)
+def test_a_retention_that_cannot_be_is_refused_by_the_name_of_its_mistake(name: str, wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"expected {name} to be a timedelta") as refused:
+        Retention(**{name: wrong})
+
+    assert repr(wrong) in str(refused.value)

@@ -1,16 +1,29 @@
-"""`outbox pause`, `resume`, `replay` and `cancel` as a person types them, and what `status` and `list` then say."""
+"""`outbox pause`, `resume`, `replay`, `cancel`, `purge` and `audit` as a person types them, and what is shown then."""
 
 from __future__ import annotations
 
 import getpass
 import json
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from outbox.model import State
+from outbox.tables import message
 from outbox.testing import Receiver
+from tests.factories import message_values
 from tests.skins.test_cli import SECRET, Terminal
+from tests.story.conftest import eventually
 
 
 @pytest.fixture
@@ -92,7 +105,7 @@ def test_a_dead_message_tells_the_destinations_words_and_is_replayed_by_its_key(
     terminal.run("drain")
 
     assert ("rejected", "no such model") == (dead["reason"], dead["reason_text"])
-    assert {"action": "replay", "messages": 1, "passed_over": 0} == json.loads(replayed.stdout)
+    assert {"action": "replay", "act": 1, "messages": 1, "passed_over": 0} == json.loads(replayed.stdout)
     (now,) = terminal.lines("list")
     assert ("delivered", "bulk", 1, 2) == (now["state"], now["lane"], now["replays"], now["attempt"])
 
@@ -104,11 +117,12 @@ def test_many_messages_are_replayed_only_if_that_is_meant(terminal: Terminal, re
     meant = terminal.run("replay", "--state", "dead", "--destination", "enos", "--reason", "rejected", "--yes")
 
     assert 2 == asked.returncode
-    assert "this would replay 1 messages (destination enos; state dead); say --yes if that is meant" in asked.stderr
-    assert (0, "replayed: 1 messages\n") == (meant.returncode, meant.stderr)
+    assert "this would replay 1 message (destination enos; state dead)" in " ".join(asked.stderr.split())
+    assert "say --yes if that is meant" in " ".join(asked.stderr.split())
+    assert (0, "replayed: 1 message\n") == (meant.returncode, meant.stderr)
 
 
-@pytest.mark.parametrize("action", ["replay", "cancel"])
+@pytest.mark.parametrize("action", ["replay", "cancel", "purge"])
 def test_everything_at_once_is_refused(terminal: Terminal, action: str) -> None:
     run = terminal.run(action, "--yes")
 
@@ -117,7 +131,9 @@ def test_everything_at_once_is_refused(terminal: Terminal, action: str) -> None:
 
 
 def test_what_matches_nothing_ends_with_exit_code_3(terminal: Terminal) -> None:
-    assert 3 == terminal.run("replay", "nobody").returncode
+    run = terminal.run("replay", "nobody")
+
+    assert (3, "nothing to replay\n") == (run.returncode, run.stderr)
 
 
 def test_a_reason_that_is_none_is_refused_with_those_that_are(terminal: Terminal) -> None:
@@ -172,3 +188,129 @@ def test_limits_come_from_the_environment_too(terminal: Terminal) -> None:
 
     assert (0, 2) == (good.returncode, bad.returncode)
     assert "destinations.enos.policy: rate" in bad.stderr
+
+
+# Many messages.
+
+
+def add_dead(terminal: Terminal, number: int) -> None:
+    """Dead messages without files."""
+    engine = sa.create_engine(f"sqlite:///{terminal.folder / 'outbox.db'}")
+    with engine.begin() as connection:
+        connection.execute(sa.insert(message), [message_values(State.DEAD, key=f"d{n}", size=100) for n in range(number)])
+    engine.dispose()
+
+
+def replayed(terminal: Terminal) -> dict[int, int]:
+    with closing(sqlite3.connect(terminal.folder / "outbox.db")) as connection:
+        return dict(connection.execute("SELECT replays, count(*) FROM outbox_message GROUP BY replays").fetchall())
+
+
+def done_so_far(terminal: Terminal) -> int:
+    with closing(sqlite3.connect(terminal.folder / "outbox.db")) as connection:
+        row = connection.execute("SELECT max(messages) FROM outbox_audit").fetchone()
+        return row[0] or 0
+
+
+def begin(terminal: Terminal, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "outbox", *arguments]
+    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen(command, cwd=terminal.folder, env=terminal.environment, **options)
+
+
+def test_a_dry_run_tells_everything_and_does_nothing(terminal: Terminal) -> None:
+    add_dead(terminal, 1200)
+
+    run = terminal.run("replay", "--state", "dead", "--dry-run")
+    (told,) = terminal.lines("purge", "--state", "dead", "--limit", "7", "--dry-run")
+
+    assert 0 == run.returncode
+    assert [
+        "would replay      1,200 messages (state dead)",
+        "destinations      enos 1,200",
+        "text              117.2 KiB",
+    ] == run.stdout.splitlines()[:3]
+    assert ("purge", True, 7, "state dead; at most 7") == tuple(
+        told[name] for name in ("action", "dry_run", "messages", "selection")
+    )
+    assert {"bytes", "files", "file_bytes", "destinations", "oldest", "may_be_duplicates", "lost_their_file"} <= set(told)
+    assert {0: 1200} == replayed(terminal)
+    assert [] == terminal.lines("audit")
+
+
+def test_a_purge_is_for_ever_so_it_asks_even_for_one(terminal: Terminal, receiver: Receiver) -> None:
+    refused(terminal, receiver)
+
+    asked, meant = terminal.run("purge", "bad"), terminal.run("purge", "bad", "--yes")
+
+    assert (2, 0) == (asked.returncode, meant.returncode)
+    assert "say --yes if that is meant" in " ".join(asked.stderr.split())
+    assert "purged: 1 message\n" == meant.stderr
+    assert [] == terminal.lines("list")
+    assert [] == [each for each in (terminal.folder / "spool").glob("??/*") if each.is_file()]
+
+
+def test_an_interrupted_replay_says_how_to_go_on_and_a_killed_one_is_in_the_audit(terminal: Terminal) -> None:
+    add_dead(terminal, 60)
+    process = begin(terminal, "replay", "--state", "dead", "--yes", "--by", "anna", "--rate", "20")
+    eventually(lambda: done_so_far(terminal) >= 10)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=20)
+    done = done_so_far(terminal)
+
+    killed = begin(terminal, "replay", "--continue", "1", "--rate", "20")
+    eventually(lambda: done_so_far(terminal) > done)
+    killed.kill()
+    killed.communicate()
+    (row,) = terminal.lines("audit")
+    shown = terminal.run("audit")
+    ended = terminal.run("replay", "--continue", "1")
+
+    assert 1 == process.returncode
+    assert f"stopped after {done} messages; go on with: outbox replay --continue 1" in words
+    assert (1, "anna", "replay", None) == (row["id"], row["actor"], row["action"], row["finished_at"])
+    assert "outbox replay --continue 1" == row["continue"]
+    assert "go on with: outbox replay --continue 1" in shown.stderr
+    assert (0, "replayed: 60 messages\n") == (ended.returncode, ended.stderr)
+    assert {1: 60} == replayed(terminal)
+    (row,) = terminal.lines("audit")
+    assert (60, None, True) == (row["messages"], row["continue"], row["finished_at"] is not None)
+
+
+def test_going_on_needs_no_other_words(terminal: Terminal) -> None:
+    runs = [
+        terminal.run("cancel", "--continue", "1", "--state", "dead"),
+        terminal.run("cancel", "--continue", "1"),
+    ]
+
+    assert [2, 2] == [run.returncode for run in runs]
+    assert "say nothing else about which messages" in " ".join(runs[0].stderr.split())
+    assert "there is no act 1 to go on with; outbox audit lists them" in runs[1].stderr
+
+
+def on_a_terminal(terminal: Terminal, answer: bytes, *arguments: str) -> tuple[int, str]:
+    """What a person sees who types an answer."""
+    ours, theirs = pty.openpty()
+    process = begin(terminal, *arguments, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.write(ours, answer)
+    seen = b""
+    with suppress(OSError), closing(os.fdopen(ours, "rb", buffering=0)) as screen:
+        while more := screen.read(4096):
+            seen += more
+    return process.wait(20), seen.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_person_is_asked_with_the_numbers_and_sees_a_bar(terminal: Terminal) -> None:
+    add_dead(terminal, 120)
+
+    said_no, question = on_a_terminal(terminal, b"n\n", "cancel", "--state", "dead")
+    before = terminal.lines("audit")
+    said_yes, shown = on_a_terminal(terminal, b"y\n", "cancel", "--state", "dead", "--rate", "400")
+
+    assert (1, []) == (said_no, before)
+    assert "cancel 120 messages (state dead): 11.7 KiB?" in question
+    assert 0 == said_yes
+    assert "120/120" in shown
+    assert "cancelled: 120 messages" in shown

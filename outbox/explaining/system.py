@@ -1,0 +1,48 @@
+"""Why nothing moves at all, and words that mean more than one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from outbox.explaining.causes import Code, Found, Weight, found
+from outbox.explaining.words import at_time, brief
+from outbox.timekeeping import plausible
+
+
+def of_schema(words: str, *, newer: bool) -> Found:
+    """The database is not the one of this code; `words` say so."""
+    next_ = (
+        "no worker of this version starts until durable-outbox is upgraded here; newer ones go on"
+        if newer
+        else "no worker of this version starts until then; older ones that still run go on"
+    )
+    return found(Weight.ACT, Code.SCHEMA, words, next_)
+
+
+def of_database(words: str) -> Found:
+    """The database cannot be asked; `words` say why."""
+    next_ = "workers try again all the time, and nothing is lost; what is in it moves again when it can be read"
+    return found(Weight.ACT, Code.DATABASE, brief(words), next_)
+
+
+def of_clock(now: datetime) -> Iterator[Found]:
+    """A clock that cannot be right."""
+    if not plausible(now):
+        sentence = f"the clock of this machine says {at_time(now)}, which cannot be"
+        next_ = "until it is set, no message expires and none is due whose producer chose a later time; the others go"
+        yield found(Weight.FIRST, Code.CLOCK, sentence, next_)
+
+
+def of_several(word: str, meanings: list[str]) -> Found:
+    """A word that means more than one thing."""
+    sentence = f"{word!r} means {len(meanings)} things: {'; '.join(meanings)}"
+    return found(
+        Weight.FIRST, Code.AMBIGUOUS, sentence, "each is explained here; an id, or a key with --destination, means one"
+    )
+
+
+def of_room(words: str) -> Found:
+    """The quota, a disk or the database is full; `words` say which."""
+    next_ = "new messages are refused until there is room, and then taken by themselves; what is here goes on being delivered"
+    return found(Weight.FIRST, Code.DISK_FULL, brief(words), next_)
