@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint check demo migration wheel clean
+.PHONY: help setup test test-all scale lint check demo migration wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
@@ -28,6 +28,9 @@ test: setup ## every test, on SQLite and on a Postgres of its own (one folder: o
 
 test-all: setup ## the same, with the longest tests on both databases and not on one of them in turn
 	OUTBOX_LONG=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal tests/$(only)
+
+scale: setup ## millions of messages on both databases, measured (one: only=sqlite; a quick look: OUTBOX_SCALE=50000)
+	$(BIN)/python -m bench.scale $(only)
 
 lint: setup ## format, ruff, mypy strict, the rings
 	$(BIN)/ruff check .

@@ -9,5 +9,7 @@ from outbox import EnosEvents, Outbox
 outbox = Outbox(
     os.environ["SCALE_DATABASE"],
     spool=os.environ["SCALE_SPOOL"],
-    destinations=[EnosEvents(name="enos", url=os.environ["SCALE_URL"], org_id="o1", allow_plain_http=True)],
+    destinations=[
+        EnosEvents(name=name, url=os.environ["SCALE_URL"], org_id="o1", allow_plain_http=True) for name in ("enos", "hub")
+    ],
 )

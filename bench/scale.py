@@ -29,24 +29,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from outbox import EnosEvents, Outbox, migrate, prepare
 from outbox.database import Database
+from outbox.policy import Retention
 from outbox.tables import attachment, attempt, audit, delivery, file, message, worker
 from outbox.testing import Receiver
 from outbox.units import bytes_in_words, in_words
+from tests.factories import Clock
 from tests.postgres import Postgres, create_database
 
 ROOT = Path(__file__).parents[1]
 NUMBER = int(os.environ.get("OUTBOX_SCALE", "1000000"))
 FILES = NUMBER // 10
-#: Live messages a second, and how many seconds of them are looked at before the replay.
-LIVE, BEFORE = 20, 40.0
+#: Live messages a second, and for how many seconds they are looked at.
+LIVE, A_WHILE = 20, 60.0
 PHOTO = b"\xff\xd8" + bytes(1022)
-DEAD = ("--state", "dead", "--destination", "enos")
+#: What is old is for one destination, what comes now for another.
+OLD, NEW = "hub", "enos"
+DEAD = ("--state", "dead", "--destination", OLD)
 
 
 @dataclass
@@ -128,8 +132,8 @@ def fill(place: Place) -> None:
     """Rows and files as years of work leave them, written at once."""
     migrate.upgrade(place.database)
     Outbox(place.url, spool=place.spool, destinations=[]).spool_store.prepare()
-    write = _copy if place.url.startswith("postgresql") else _many
-    digests = {"sha256": hashlib.sha256(PHOTO).hexdigest(), "md5": hashlib.md5(PHOTO).hexdigest()}  # noqa: S324
+    write = _writer(place)
+    digests = {"sha256": hashlib.sha256(PHOTO).hexdigest(), "md5": hashlib.md5(PHOTO).hexdigest()}
     now = datetime.now(UTC)
     write(place, delivery, _deliveries(now))
     write(place, message, _messages(now))
@@ -141,7 +145,7 @@ def fill(place: Place) -> None:
         (place.spool / name[-2:] / name).write_bytes(PHOTO)
     write(place, file, ({"name": name, "size": len(PHOTO), "created_at": _at(now), **digests} for name in named))
     write(place, attachment, _attachments(named))
-    if place.url.startswith("postgresql"):  # as autovacuum does after a while
+    if place.database.path is None:  # as autovacuum does after a while
         with place.producer.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sa.text("VACUUM ANALYZE"))
     else:
@@ -171,7 +175,7 @@ def _messages(now: datetime) -> Iterator[dict[str, Any]]:
         text = json.dumps(payload, separators=(",", ":"))
         yield {
             "id": number,
-            "destination": "enos",
+            "destination": OLD,
             "lane": "normal",
             "key": f"inspection-{number}",
             "payload": text,
@@ -198,7 +202,7 @@ def _deliveries(now: datetime) -> Iterator[dict[str, Any]]:
         good = number % 2 == 0
         yield {
             "id": number,
-            "destination": "enos",
+            "destination": OLD,
             "lane": "normal",
             "worker": "w" * 32,
             "messages": 100,
@@ -209,6 +213,11 @@ def _deliveries(now: datetime) -> Iterator[dict[str, Any]]:
             "outcome": "delivered" if good else "retry",
             "status": 200 if good else 503,
         }
+
+
+def _upload(at: str) -> dict[str, Any]:
+    sent = {"destination": OLD, "lane": "normal", "worker": "w" * 32, "messages": 100, "bytes": 20_000, "probe": False}
+    return {**sent, "started_at": at, "finished_at": at}
 
 
 def _attempts(now: datetime) -> Iterator[dict[str, Any]]:
@@ -229,12 +238,16 @@ def _attachments(named: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield {"message_id": 20 * number, "position": 0, **photo}
 
 
+def _writer(place: Place) -> Callable[[Place, sa.Table, Iterator[dict[str, Any]]], None]:
+    return _copy if place.database.path is None else _many
+
+
 def _many(place: Place, table: sa.Table, rows: Iterator[dict[str, Any]]) -> None:
     first = next(rows)
     names = ", ".join(first)
     with contextlib.closing(sqlite3.connect(place.database.engine.url.database or "")) as connection, connection:
         connection.execute("PRAGMA synchronous = OFF")
-        statement = f"INSERT INTO {table.name} ({names}) VALUES ({', '.join('?' * len(first))})"  # noqa: S608
+        statement = f"INSERT INTO {table.name} ({names}) VALUES ({', '.join('?' * len(first))})"
         connection.execute(statement, tuple(first.values()))
         connection.executemany(statement, (tuple(row.values()) for row in rows))
 
@@ -249,13 +262,20 @@ def _copy(place: Place, table: sa.Table, rows: Iterator[dict[str, Any]]) -> None
             for row in rows:
                 copy.write_row(tuple(row.values()))
         if "id" in first:
-            cursor.execute(f"SELECT setval('{table.name}_id_seq', (SELECT max(id) FROM {table.name}))")  # noqa: S608
+            cursor.execute(f"SELECT setval('{table.name}_id_seq', (SELECT max(id) FROM {table.name}))")
         raw.commit()
     finally:
         raw.close()
 
 
 # Live deliveries.
+
+
+class Look(NamedTuple):
+    """What became of the live messages of a time. Seconds."""
+
+    delays: list[float]  #: from enqueue to the record of the delivery
+    commits: list[float]  #: how long the producer's transactions took
 
 
 class Live:
@@ -266,7 +286,7 @@ class Live:
         self._outbox = Outbox(
             place.url,
             spool=place.spool,
-            destinations=[EnosEvents(name="enos", url=place.receiver, org_id="o1", allow_plain_http=True)],
+            destinations=[EnosEvents(name=NEW, url=place.receiver, org_id="o1", allow_plain_http=True)],
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="live")
@@ -281,6 +301,19 @@ class Live:
         self._thread.join()
         self._outbox.close()
 
+    def look(self, seconds: float, since: datetime | None = None) -> Look:
+        """What happens from now on, or since then, for so many seconds more."""
+        since = since or datetime.now(UTC)
+        time.sleep(seconds)
+        until = datetime.now(UTC)
+        time.sleep(5)  # the last ones shall arrive too
+        mine = (message.c.destination == NEW, message.c.id > 2 * NUMBER, message.c.created_at.between(since, until))
+        with self._place.database.read() as connection:
+            rows = connection.execute(sa.select(message.c.created_at, message.c.finished_at).where(*mine)).all()
+        late = datetime.now(UTC)
+        delays = [((finished or late) - created).total_seconds() for created, finished in rows]
+        return Look(delays, [took for at, took in self.commits if since <= at < until])
+
     def _produce(self) -> None:
         due = time.monotonic()
         for number in range(10_000_000):
@@ -290,17 +323,8 @@ class Live:
             event = {"assetId": "live", "time": 1579580182824 + number, "events": {"crack": {"severity": 3}}}
             began = time.monotonic()
             with self._place.producer.begin() as connection:
-                self._outbox.enqueue(connection, "enos", event, key=f"live-{number}")
+                self._outbox.enqueue(connection, NEW, event, key=f"live-{number}")
             self.commits.append((datetime.now(UTC), time.monotonic() - began))
-
-
-def delays(place: Place, since: datetime, until: datetime) -> list[float]:
-    """Seconds from enqueue to delivery of the live messages of a time."""
-    mine = (message.c.key.like("live-%"), message.c.id > 2 * NUMBER, message.c.created_at.between(since, until))
-    with place.database.read() as connection:
-        rows = connection.execute(sa.select(message.c.created_at, message.c.finished_at).where(*mine)).all()
-    late = datetime.now(UTC)
-    return sorted(((finished or late) - created).total_seconds() for created, finished in rows)
 
 
 def p99(values: Sequence[float]) -> float:
@@ -320,15 +344,23 @@ def measure(place: Place, figures: Figures) -> None:
     figures.add("  it counted", f"{counted[0]:,}", f"{NUMBER:,}", good=counted == (NUMBER, FILES, NUMBER // 50))
     status = min(place.run("status", "--json") for _ in range(3))[0]
     figures.add("status, start of the process included", f"{status:.2f} s", "<= 1 s", good=status <= 1)
+    place.run("pause", OLD, "--reason", "first the handfuls alone")
     with _worker(place, figures) as process, Live(place) as live:
         time.sleep(3)
-        before = datetime.now(UTC)
-        time.sleep(BEFORE)
+        quiet = live.look(A_WHILE)
         began = datetime.now(UTC)
         _interrupted(place, figures)
-        ended = datetime.now(UTC)
-        time.sleep(1)
-        _compare(place, figures, live, (before, began, ended))
+        replaying = live.look(1, began)
+        _compare(figures, "before", quiet, "while a million are replayed", replaying, target="<= 1.5 x")
+        place.run("resume", OLD)
+        draining = live.look(A_WHILE)
+        began = datetime.now(UTC)
+        both = place.start("replay", "--state", "delivered", "--destination", OLD, "--yes")
+        draining_too = live.look(A_WHILE, began)
+        both.send_signal(signal.SIGINT)
+        both.communicate()
+        _compare(figures, "while they are delivered", draining, "and others are replayed too", draining_too, target="<= 1.5 x")
+        _compare(figures, "before", quiet, "while they are delivered and replayed", draining_too)
         peak = _memory(process.pid, "VmHWM")
         figures.add("the worker's memory, at most", bytes_in_words(peak), "<= 150 MiB", good=peak <= 150 * 2**20)
 
@@ -392,14 +424,10 @@ def _interrupted(place: Place, figures: Figures) -> None:
     place.run("replay", "--continue", found[1], "--json")
     took = time.monotonic() - began
     with place.database.read() as connection:
-        (row,) = connection.execute(sa.select(audit)).all()
+        (row,) = connection.execute(sa.select(audit).where(audit.c.action == "replay")).all()
         old = (message.c.id <= 2 * NUMBER,)
-        counts = {
-            replays: count
-            for replays, count in connection.execute(
-                sa.select(message.c.replays, sa.func.count()).where(*old).group_by(message.c.replays)
-            ).all()
-        }
+        how_often = sa.select(message.c.replays, sa.func.count()).where(*old).group_by(message.c.replays)
+        counts = dict(connection.execute(how_often).tuples().all())
     figures.add("the replay, with pauses and the interruption", in_words(took))
     figures.add("messages a second", f"{NUMBER / took:,.0f}")
     figures.add("replayed once", f"{counts.get(1, 0):,}", f"{NUMBER:,}, none twice", good=counts == {0: NUMBER, 1: NUMBER})
@@ -407,23 +435,71 @@ def _interrupted(place: Place, figures: Figures) -> None:
     figures.add("its one audit row", f"{row.messages:,}", f"{NUMBER:,}, and over", good=right)
 
 
-def _compare(place: Place, figures: Figures, live: Live, times: tuple[datetime, datetime, datetime]) -> None:
-    before, began, ended = times
-    for what, found in {
-        "live deliveries": (delays(place, before, began), delays(place, began, ended)),
-        "live commits": tuple(
-            sorted(took for at, took in live.commits if since <= at < until)
-            for since, until in ((before, began), (began, ended))
-        ),
-    }.items():
-        quiet, busy = found
-        milliseconds = [1000 * p99(each) for each in (quiet, busy)]
-        figures.add(f"p99 of {what} before ({len(quiet)})", f"{milliseconds[0]:.1f} ms")
-        ratio = milliseconds[1] / milliseconds[0]
-        target = "<= 1.5 x before" if what == "live deliveries" else ""
-        value = f"{milliseconds[1]:.1f} ms {ratio:.2f} x"
-        figures.add(f"p99 of {what} during the replay ({len(busy)})", value, target, good=not target or ratio <= 1.5)
-        figures.add("  median before and during", " ".join(f"{1000 * statistics.median(each):.1f} ms" for each in found))
+def _compare(figures: Figures, one: str, quiet: Look, other: str, busy: Look, *, target: str = "") -> None:
+    for what, before, during in (("deliveries", quiet.delays, busy.delays), ("commits", quiet.commits, busy.commits)):
+        asked = target if what == "deliveries" else ""
+        slow, slower = 1000 * p99(before), 1000 * p99(during)
+        figures.add(f"p99 of {len(before):,} live {what} {one}", f"{slow:.1f} ms")
+        good = not asked or slower <= 1.5 * slow
+        figures.add(f"  of {len(during):,} {other}", f"{slower:.1f} ms", asked, good=good)
+        medians = [1000 * statistics.median(each) for each in (before, during)]
+        figures.add("  medians, and how much more p99 is", f"{medians[0]:.1f} {medians[1]:.1f} ms, {slower / slow:.2f} x")
+
+
+# A day.
+
+
+def churn(place: Place, figures: Figures) -> None:
+    """A day by a moved clock: messages come, are delivered and are over after some hours; the database must not grow."""
+    migrate.upgrade(place.database)
+    clock = Clock()
+    keep = Retention(delivered=timedelta(hours=6), cancelled=timedelta(hours=6), dead=timedelta(hours=6))
+    outbox = Outbox(place.url, spool=place.spool, destinations=[], retention=keep, ambient=clock.ambient)
+    hourly = max(NUMBER // 100, 500)
+    sizes = []
+    for hour in range(24):
+        _an_hour(place, hour, hourly, clock.wall)
+        clock.move(hours=1)
+        for step in (outbox.care.tidy, outbox.care.keep_room):
+            for _ in range(10_000):
+                if step() is None:
+                    break
+        sizes.append(_size(place))
+    outbox.close()
+    rows = place.scalar(sa.select(sa.func.count()).select_from(message))
+    figures.add(
+        f"a day with {hourly:,} messages an hour, kept for 6 h: left", f"{rows:,}", f"{6 * hourly:,}", good=rows <= 7 * hourly
+    )
+    growth = sizes[-1] / max(sizes[8:12])
+    told = f"{bytes_in_words(sizes[11])}, {bytes_in_words(sizes[-1])}"
+    figures.add("size after 12 and after 24 hours", told, "flat", good=growth <= 1.1)
+
+
+def _an_hour(place: Place, hour: int, number: int, now: datetime) -> None:
+    at, first = _at(now), hour * number
+    base = {"destination": NEW, "lane": "normal", "digest": "d" * 64, "size": 400, "file_bytes": 0, "files": 0}
+    over = {"attempt": 1, "created_at": at, "due_at": at, "clock_plausible": True, "finished_at": at}
+    ids = range(first + 1, first + number + 1)
+    text = "x" * 400
+    write = _writer(place)
+    write(
+        place,
+        message,
+        ({"id": each, "key": f"{each}", "payload": f'"{text}"', "state": "delivered", **base, **over} for each in ids),
+    )
+    uploads = range(first // 100 + 1, (first + number) // 100 + 1)
+    write(place, delivery, ({"id": each, **_upload(at), "outcome": "delivered", "status": 200} for each in uploads))
+    done = {"number": 1, "finished_at": at, "outcome": "delivered"}
+    write(place, attempt, ({"message_id": each, "delivery_id": (each - 1) // 100 + 1, **done} for each in ids))
+
+
+def _size(place: Place) -> int:
+    if place.database.path is not None:
+        place.database.checkpoint()
+        return place.database.path.stat().st_size
+    with place.producer.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("VACUUM"))  # as autovacuum does all the time
+        return int(connection.execute(sa.text("SELECT pg_database_size(current_database())")).scalar_one())
 
 
 # Places.
@@ -479,6 +555,8 @@ def main(arguments: Iterable[str]) -> int:
             fill(place)
             figures.add("filled in", in_words(time.monotonic() - began))
             measure(place, figures)
+        with _place(kind) as place:
+            churn(place, figures)
     print(f"\n{figures.missed} missed" if figures.missed else "\nevery target was met")
     return 1 if figures.missed else 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice, takewhile
@@ -17,7 +17,7 @@ from outbox.database import Database
 from outbox.model import Selection
 from outbox.policy import HANDFUL
 from outbox.store import acting, purging, streams
-from outbox.store.acting import Action, Candidate, Window
+from outbox.store.acting import Action, Candidate, Page, Window
 from outbox.timekeeping import When
 
 #: Seconds that one transaction of an act shall take: on SQLite nobody else writes meanwhile.
@@ -26,8 +26,9 @@ _SHORT = 0.01
 _REST = 2.0
 #: The first handful, before it is known how long one takes, and the smallest: with fewer, time goes into the commit alone.
 _LEAST = 50
-#: Candidates that are looked up at a time, and kept in memory.
-_PAGE = 10_000
+#: Candidates that are looked up at a time and kept in memory, and ids among which they are: so a look is short, however few
+#: there are, and no database thinks of reading the whole table for it.
+_PAGE, _SPAN = 10_000, 100_000
 #: Handfuls a second when a rate is asked for.
 _PACE = 4
 
@@ -59,7 +60,6 @@ class _Did(NamedTuple):
     handful: list[Candidate]
     done: int  #: of the handful
     messages: int  #: in all
-    position: int
     later: set[int]  #: streams of the handful that somebody held
     files: int
 
@@ -68,24 +68,23 @@ class _Walk:
     """The candidates of an act: all by id, and at the end once more those whose streams somebody held."""
 
     def __init__(self, begun: Begun, *, again: bool) -> None:
-        self.position = begun.position  #: everything up to this id was looked at
         self.at_end = False
         self.held: set[int] = set()  #: streams
         self._begun = begun
         self._again = again  # which streams were held in an earlier run nobody knows: all are looked at once more
-        self._behind = 0
+        self._looked = begun.position  # what is ahead was looked up as far as this id
         self._ahead: deque[Candidate] = deque()
         self.what = replace(begun.selection, ids=(), keys=(), limit=None)
         self._named: list[int] | None = None
-        self._started = False
+        self._bounds: tuple[int, int] | None = None  # of the ids that were there when it began
 
     def look_ahead(self, database: Database, now: datetime) -> bool:
         """Whether there is a candidate; looks up more when none is left. It only reads, so nobody waits for it."""
         more = True
         while not self._ahead and more:
             with database.read() as connection:
-                if not self._started:
-                    self._named, self._started = acting.named(connection, self._begun.selection), True
+                if self._bounds is None:
+                    self._named, self._bounds = acting.named(connection, self._begun.selection), acting.bounds(connection)
                 more = self._turn_page(connection, now)
         return bool(self._ahead)
 
@@ -103,41 +102,38 @@ class _Walk:
         """At the end, the stream that is next."""
         return self._ahead[0].stream_id if self.at_end else None
 
-    def past(self, handful: Collection[Candidate], held: Collection[int], position: int) -> None:
+    def past(self, handful: Collection[Candidate], held: Collection[int]) -> None:
         """This handful is committed."""
         self.held.update(held)
-        if not self.at_end:
-            self.position = max(self.position, position)
         for _ in handful:
             self._ahead.popleft()
 
     def _turn_page(self, connection: Connection, now: datetime) -> bool:
         """Look up the next page; False when there is none."""
-        after = self._behind if self.at_end else self.position
-        among = None
-        if self._named is not None:
-            first = bisect_right(self._named, after)
-            among = self._named[first : first + HANDFUL]
-        found: list[Candidate] = []
-        if among is None or among:
-            window = Window(self._begun.at, now)
-            action, most = self._begun.action, _PAGE if among is None else HANDFUL
-            found = acting.candidates(connection, action, self.what, window, after, most, among=among, only_streams=self.at_end)
-        ends = among[-1] if among else found[-1].id if found else None
-        if ends is None:
+        page = self._page(*(self._bounds or (0, 0))) if self._named is None else self._named_page(self._named)
+        if page is None:
             return self._turn_back()
+        window = Window(self._begun.at, now)
+        found = acting.candidates(connection, self._begun.action, self.what, window, page, only_streams=self.at_end)
+        self._looked = found[-1].id if len(found) == page.limit else page.until
         if self.at_end:
-            self._behind = ends
             found = sorted((each for each in found if self._again or each.stream_id in self.held), key=_by_stream)
-        elif not found:
-            self.position = ends
         self._ahead.extend(found)
         return True
+
+    def _page(self, first: int, last: int) -> Page | None:
+        after = max(self._looked, first - 1)
+        return Page(after, min(after + _SPAN, last), _PAGE) if after < last else None
+
+    def _named_page(self, named: Sequence[int]) -> Page | None:
+        first = bisect_right(named, self._looked)
+        among = named[first : first + HANDFUL]
+        return Page(self._looked, among[-1], HANDFUL + 1, tuple(among)) if among else None
 
     def _turn_back(self) -> bool:
         if self.at_end or not (self.held or self._again):
             return False
-        self.at_end = True
+        self.at_end, self._looked = True, 0
         return True
 
 
@@ -250,7 +246,7 @@ class Act:
             position = handful[-1].id
         acting.advance(connection, act_id, done, position)
         later = {each.stream_id for each in handful if each.stream_id is not None} & (chosen.held | self._walk.held)
-        return _Did(handful, done, messages + done, position, later, files)
+        return _Did(handful, done, messages + done, later, files)
 
     def _do(self, connection: Connection, chosen: acting.Chosen, now: datetime) -> tuple[int, set[int], int]:
         """How many it was done to, the streams that go on from another place now, and how many files nobody needs any more."""
@@ -271,7 +267,7 @@ class Act:
     def _note(self, did: _Did, took: float) -> None:
         """That is committed; the next handful takes about as long as one shall."""
         later = sum(each.stream_id in did.later for each in did.handful)
-        self._walk.past(did.handful, did.later, did.position)
+        self._walk.past(did.handful, did.later)
         self.messages = did.messages
         self.passed_over += len(did.handful) - did.done - later
         self._done += did.done

@@ -31,6 +31,8 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _DAY, _MINUTE = timedelta(days=1), timedelta(minutes=1)
 #: After each handful the database is left to others for so many times as long as it took; and for so many seconds at least.
 _REST, _SHORTEST_REST = 2.0, 0.02
+#: Messages that one transaction purges: on SQLite nobody else writes meanwhile.
+_TOGETHER = 100
 #: Seconds before the next look when nothing of a handful was over.
 _STROLL = 0.2
 #: Seconds between two looks for workers whose rows may go.
@@ -39,12 +41,14 @@ _WORKERS_EVERY = 3600.0
 _STEP = 256
 #: A database keeps this much of itself free, to grow into, before it gives any of it back: bytes, and a part of the whole.
 _LOOSE, _LOOSE_PART = 4 * MIB, 20
-#: Seconds between two searches for messages that may go before their time, when the last one found no more.
-_EARLY_EVERY = 60.0
+#: Seconds between two searches for messages that may go before their time; and between two looks while room is short.
+_EARLY_EVERY = 1.0
 #: Seconds without an error after which a server that ran full counts as well again.
 _QUIET = 30.0
-#: So many times the reserve must be free before it is over that a disk was full: else producers would fill it at once.
-_AMPLE = 1.5
+#: Bytes of text that a producer shall be able to bring as long as room is not short.
+_LARGE = MIB // 2
+#: So many times the reserve must be free beyond that before it is over that room was short: else it would be again at once.
+_AMPLE = 0.5
 
 
 class Row(NamedTuple):
@@ -128,6 +132,7 @@ class _Early:
 
     next_id: int = 0
     told: bool = False
+    began: float = 0.0
     rests_until: float = -math.inf  #: nothing was left that may go
 
 
@@ -151,6 +156,7 @@ class Care:
         self._room = room
         self._time = Timekeeper(ambient)
         self._messages = Walk(_shortest(retention.delivered, retention.cancelled, retention.dead))
+        self._over: list[int] = []  #: messages that were found and are still to be purged
         self._uploads = Walk(_shortest(retention.delivered, retention.dead))
         self._workers_at: float | None = None
         path = database.path
@@ -179,7 +185,7 @@ class Care:
             self._forget_workers(now)
             if purged:
                 return max(_SHORTEST_REST, _REST * (self._ambient.monotonic() - began))
-            return None if self._messages.next(now) is None and self._uploads.next(now) is None else _STROLL
+            return None if not self._over and self._messages.next(now) is None and self._uploads.next(now) is None else _STROLL
         finally:
             self._tidying.release()
 
@@ -236,18 +242,21 @@ class Care:
         if not self._short and not self._is_short(pages, beside):
             self._take_reserves(pages, beside)
             again = self._give_back(pages, _LOOSE)
-            return _SHORTEST_REST if moved else again
+            if moved:
+                return _SHORTEST_REST
+            # Near the end it is looked at often: producers may fill what is left in a moment.
+            return again if self._is_ample(pages, beside, times=2) else again or _STROLL
         if not self._short:
             log.warning("room is short (%s); what may go is purged", _told(pages, beside))
         self._short = True
         moved = self._make_room(pages, beside) or moved
         pages, beside = self._database.pages(), self._room.left_beside_database()
         if not self._is_ample(pages, beside):
-            return _SHORTEST_REST if moved else None
+            return _SHORTEST_REST if moved else _EARLY_EVERY
         self._short, self._early = False, _Early()
         self._take_reserves(pages, beside)
         log.warning("there is room again (%s)", _told(pages, beside))
-        return None
+        return _STROLL
 
     def look_for_old_transactions(self) -> None:
         """Warn of a transaction, anybody's, that keeps Postgres from vacuuming; once, until it is over."""
@@ -269,25 +278,32 @@ class Care:
         return [each.name for each in self._destinations.values() if each.policy.on_dead == "skip"]
 
     def _tidy_messages(self, now: datetime) -> int:
-        first = self._messages.next(now)
-        if first is None:
-            return 0
-        with self._database.read() as connection:
-            found = keeping.messages_from(connection, first, HANDFUL, self._skipping)
-        over = self._messages.seen(first, [Row(each.id, each.created_at, self._ends(each)) for each in found], now)
-        odd = [each.id for each in found if each.finished_at and not _believable(each.finished_at, now)]
-        tired = [each.id for each in found if each.attempt > ATTEMPTS_KEPT and each.id not in over]
-        if not (over or odd or tired):
+        if not self._over:
+            self._look_for_messages(now)
+        if not self._over:
             return 0
         with self._database.begin() as connection:
-            locked = keeping.messages_locked(connection, over, self._skipping)
+            locked = keeping.messages_locked(connection, self._over[:_TOGETHER], self._skipping)
             still = [each.id for each in locked if (ends := self._ends(each)) is not None and ends <= now]
             purged = purging.purge(connection, still, now)
-            keeping.count_from(connection, odd, now)
-            keeping.forget_attempts(connection, tired, ATTEMPTS_KEPT)
-        if purged.messages:
-            log.debug("%s messages were purged, %s files of theirs may go", purged.messages, purged.files)
+        del self._over[:_TOGETHER]
+        log.debug("%s messages were purged, %s files of theirs may go", purged.messages, purged.files)
         return purged.messages
+
+    def _look_for_messages(self, now: datetime) -> None:
+        """Note those of the next handful that are over; and put right what else is found."""
+        first = self._messages.next(now)
+        if first is None:
+            return
+        with self._database.read() as connection:
+            found = keeping.messages_from(connection, first, HANDFUL, self._skipping)
+        self._over = self._messages.seen(first, [Row(each.id, each.created_at, self._ends(each)) for each in found], now)
+        odd = [each.id for each in found if each.finished_at and not _believable(each.finished_at, now)]
+        tired = [each.id for each in found if each.attempt > ATTEMPTS_KEPT]
+        if odd or tired:
+            with self._database.begin() as connection:
+                keeping.count_from(connection, odd, now)
+                keeping.forget_attempts(connection, tired, ATTEMPTS_KEPT)
 
     def _ends(self, each: Kept) -> datetime | None:
         kept = self._retention.of(each.state)
@@ -359,8 +375,12 @@ class Care:
         with self._database.read() as connection:
             found = keeping.messages_from(connection, early.next_id, HANDFUL, ())
         if not found:
-            early.next_id, early.rests_until = 0, self._ambient.monotonic() + _EARLY_EVERY
+            # Others may have been delivered meanwhile. A long search is not begun again at once.
+            now = self._ambient.monotonic()
+            early.next_id, early.rests_until = 0, now + max(_EARLY_EVERY, now - early.began)
             return False
+        if early.next_id == 0:
+            early.began = self._ambient.monotonic()
         early.next_id = found[-1].id + 1
         with self._database.begin() as connection:
             locked = keeping.messages_locked(connection, [each.id for each in found], ())
@@ -393,29 +413,38 @@ class Care:
             self._inside = True
 
     def _is_short(self, pages: Pages | None, beside: int | None) -> bool:
-        """Whether producers are refused because of the database."""
-        if beside is not None and beside < self._room.reserve + self._room.cost(0):
+        """Whether a producer with a large message is refused because of the database, or nearly so."""
+        if beside is not None and beside < self._low_beside():
             return True
-        return pages is not None and pages.limited and pages.room < self._room.least_inside(pages) + self._room.cost(0)
+        return pages is not None and pages.limited and pages.room < self._low_inside(pages)
 
-    def _is_ample(self, pages: Pages | None, beside: int | None) -> bool:
+    def _is_ample(self, pages: Pages | None, beside: int | None, times: int = 1) -> bool:
         """Whether there is room for producers, for a while, and for the reserves."""
         if beside is None and pages is None:  # nobody can look: it is over when nobody has run into it for a while
             return self._ambient.monotonic() - self._full_at >= _QUIET
-        if beside is not None and beside < self._goal_beside():
+        if beside is not None and beside < times * self._goal_beside():
             return False
-        return pages is None or not pages.limited or pages.room >= self._goal_inside(pages)
+        return pages is None or not pages.limited or pages.room >= times * self._goal_inside(pages)
 
     def _spool_is_short(self) -> bool:
+        """Whether the largest file that a destination takes would be refused, or nearly so."""
+        largest = max((each.file_limit or 0 for each in self._destinations.values()), default=0)
         left = self._spool.left()
-        return (left is not None and left < self._room.reserve) or self._room.quota_is_tight()
+        return (left is not None and left < self._room.reserve + largest) or self._room.quota_is_tight(largest)
 
     def _goal_beside(self) -> float:
         missing = self._reserve is not None and not self._reserve.there
-        return self._room.reserve * (_AMPLE + missing) + self._room.cost(0)
+        return self._low_beside() + self._room.reserve * (_AMPLE + missing)
 
     def _goal_inside(self, pages: Pages) -> float:
-        return self._room.least_inside(pages) * (_AMPLE + (not self._inside)) + self._room.cost(0)
+        return self._low_inside(pages) + self._room.least_inside(pages) * (_AMPLE + (not self._inside))
+
+    def _low_beside(self) -> int:
+        return self._room.reserve + self._room.cost(_LARGE)
+
+    def _low_inside(self, pages: Pages) -> int:
+        least = self._room.least_inside(pages)
+        return least + min(self._room.cost(_LARGE), least)
 
 
 def _shortest(*lengths: timedelta | None) -> timedelta | None:

@@ -149,10 +149,10 @@ class Room:
             found.append(max(0, left - self.reserve))
         return min(found, default=None)
 
-    def quota_is_tight(self) -> bool:
-        """Whether less than a tenth of the quota is left."""
+    def quota_is_tight(self, largest: int) -> bool:
+        """Whether less than a tenth of the quota is left, or not enough for the largest file."""
         left = self._left_of_quota(0)
-        return self.quota is not None and left is not None and left < self.quota // 10
+        return self.quota is not None and left is not None and left < max(self.quota // 10, largest)
 
     def left_beside_database(self, text: int = 0) -> int | None:
         """Bytes of the database's disk that are left when its WAL has become part of it; None where nobody knows."""

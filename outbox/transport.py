@@ -101,6 +101,10 @@ class RequestsTransport:
         for fuse in running:
             fuse.blow("cut off because the worker stops")
 
+    def close(self) -> None:
+        """Close what this thread keeps open for its next request."""
+        self._forget_session()
+
     def _post(
         self,
         url: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import signal
 import threading
@@ -59,7 +60,7 @@ class _Loop:
     name: str
     round: Callable[[], float | None]
     pause: float
-    due: float = 0.0  #: when it should run next, by the monotonic clock
+    due: float = math.inf  #: when it should run next, by the monotonic clock
     running: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -163,8 +164,8 @@ class Worker:
             self._arrive()
         log.info("worker %s delivers to %s", self.id, ", ".join(self.destinations), extra={"worker_id": self.id})
         try:
-            self._ticked_at = time.monotonic()
             self._pulse.start()
+            self._ticked_at = time.monotonic()
             self._scheduler.start()
             for loop in self._loops:
                 self._arm(loop, 0.0)

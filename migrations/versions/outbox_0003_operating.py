@@ -12,7 +12,7 @@ branch_labels: Sequence[str] | None = None
 depends_on: Sequence[str] | None = None
 
 _DEAD = "state = 'dead'"
-_WEIGHED = ["destination", "reason", "finished_at", "size", "file_bytes", "files", "unknowns"]
+_WEIGHED = ["destination", "reason", "finished_at", "size", "file_bytes", "files", "unknowns", "state"]
 #: Tables whose rows come and go: a fifth of a table of millions is too long a wait for a vacuum.
 _BUSY = ("message", "attachment", "file", "delivery", "attempt", "head", "stream", "share", "destination", "worker")
 _VACUUM = {"autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.02"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sqlalchemy.exc import DBAPIError
 
 from outbox.secret import conceal
+from outbox.timekeeping import SKEW
+from outbox.units import in_words as length_in_words
 
 
 class Level(StrEnum):
@@ -26,6 +29,39 @@ class Finding:
     level: Level
     text: str
     remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing to look at; its name is put on whatever it finds."""
+
+    name: str
+    look: Callable[[], Iterable[Finding]]
+    database: bool = False  #: it needs one that answers
+    network: bool = False
+
+
+def ok(text: str) -> Finding:
+    """Nothing is to be done."""
+    return Finding("", Level.OK, text)
+
+
+def warning(text: str, remedy: str) -> Finding:
+    """It works, and might not for long."""
+    return Finding("", Level.WARNING, text, remedy)
+
+
+def problem(text: str, remedy: str) -> Finding:
+    """Something is not delivered, or may be lost."""
+    return Finding("", Level.PROBLEM, text, remedy)
+
+
+def compared(whose: str, ahead: float, level: Level = Level.WARNING) -> Finding:
+    """What it means that a clock is so many seconds ahead of ours."""
+    if abs(ahead) <= SKEW:
+        return ok(f"this machine's clock agrees with {whose} to {length_in_words(abs(ahead))}")
+    text = f"this machine's clock is {length_in_words(abs(ahead))} {'behind' if ahead > 0 else 'ahead of'} {whose}"
+    return Finding("", level, text, "set the clocks by the network (chrony, systemd-timesyncd)")
 
 
 def in_words(error: BaseException) -> str:

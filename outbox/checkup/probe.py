@@ -82,24 +82,29 @@ def _look(outbox: Outbox, limits: Limits, names: Collection[str]) -> Probed:
         files, spooled = checking.spooled(connection)
     for name in chosen or outbox.destinations:
         backlog.setdefault(name, Backlog())
-    alive = [each for each in beating if now - each.beat_at <= timedelta(seconds=BEAT_OLD_AFTER)]
+    living = alive(beating, now)
     numbers = {
         "due": sum(each.due for each in backlog.values()),
         "waiting": sum(each.waiting for each in backlog.values()),
         "claimed": sum(each.claimed for each in backlog.values()),
         "dead": sum(each.dead for each in backlog.values()),
         "oldest_seconds": round(_oldest(backlog, stops, now), 3),
-        "workers": len(alive),
+        "workers": len(living),
         "files": files,
         "spool_bytes": spooled,
     }
-    critical = [*_over(numbers, limits), *_unserved(backlog, alive)]
+    critical = [*_over(numbers, limits), *_unserved(backlog, living)]
     warning: list[str] = []
     for name, said in sorted(stops.items()):
         if name in backlog:
             (warning if said["stop"] == Stop.PAUSE else critical).append(_stopped(said))
     alarm = Alarm.CRITICAL if critical else Alarm.WARNING if warning else Alarm.OK
     return Probed(alarm, (*critical, *warning), numbers, backlog)
+
+
+def alive(workers: Collection[Beating], now: datetime) -> list[Beating]:
+    """The workers that gave a sign of life of late."""
+    return [each for each in workers if (now - each.beat_at).total_seconds() <= BEAT_OLD_AFTER]
 
 
 def _stops(connection: Connection) -> dict[str, Mapping[str, Any]]:
@@ -128,14 +133,14 @@ def _over(numbers: Mapping[str, Any], limits: Limits) -> list[str]:
     return found
 
 
-def _unserved(backlog: Mapping[str, Backlog], alive: Collection[Beating]) -> list[str]:
+def _unserved(backlog: Mapping[str, Backlog], living: Collection[Beating]) -> list[str]:
     """Destinations with work that no living worker does."""
     unserved = sorted(
-        name for name, each in backlog.items() if each.due + each.claimed and not any(one.serving(name) for one in alive)
+        name for name, each in backlog.items() if each.due + each.claimed and not any(one.serving(name) for one in living)
     )
     if not unserved:
         return []
-    if not alive:
+    if not living:
         return ["no worker is alive, and messages are due"]
     return [f"no worker that is alive serves {', '.join(unserved)}, where messages are due"]
 

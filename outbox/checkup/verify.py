@@ -130,7 +130,7 @@ class Verification:
         if whole:
             yield self._other_rows(engine)
         if not self._shelf.is_there():
-            yield iter([_spool_away(self._shelf)])
+            yield self._spool_away(engine)
             return
         yield self._files(engine)
         if whole:
@@ -348,7 +348,13 @@ class Verification:
             with engine.begin() as connection:
                 return checking.users_of(connection, name, _NAMED)
         except _UNREADABLE:
+            pass
+        try:
+            with engine.begin() as connection:
+                ids = checking.messages_of(connection, name, _NAMED)
+        except _UNREADABLE:
             return []
+        return [checking.Users(each, "its row cannot be read", "", "nobody knows its state") for each in ids]
 
     def _strangers(self, engine: Engine) -> Iterator[Damage]:
         """Bytes without rows, and whatever else is in the spool."""
@@ -362,6 +368,18 @@ class Verification:
                 continue  # told with the files
             text = f"{each.path} is a {each.what} and none of ours"
             yield Damage("foreign", Level.WARNING, text, "take it out of the spool")
+
+    def _spool_away(self, engine: Engine) -> Iterator[Damage]:
+        try:
+            with engine.begin() as connection:
+                files, _ = checking.spooled(connection)
+        except _UNREADABLE as error:
+            yield _unreadable_database(in_words(error))
+            return
+        if files:
+            text = f"{self._shelf.root} is not a spool, or not the one that was; {files} files should be in it"
+            remedy = "look whether its disk is mounted; for a new one run: outbox init"
+            yield Damage("spool_missing", Level.PROBLEM, text, remedy)
 
     def _without_row(self, engine: Engine, some: Sequence[Found]) -> Iterator[Damage]:
         now, grace = self._outbox.ambient.now(), SWEEP_GRACE.total_seconds()
@@ -443,11 +461,6 @@ _ENQUEUE_AGAIN = "enqueue these messages again from the original file under othe
 
 def _unreadable_database(said: str) -> Damage:
     return Damage("database_damaged", Level.PROBLEM, f"the database is damaged: {said}", _SAVE)
-
-
-def _spool_away(shelf: Shelf) -> Damage:
-    text = f"{shelf.root} is not a spool, or not the one that was: no file of it was looked at"
-    return Damage("spool_missing", Level.PROBLEM, text, "look whether its disk is mounted; for a new one run: outbox init")
 
 
 def _damaged_row(

@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.Abort:
         print("outbox: stopped", file=sys.stderr)
         sys.exit(1)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (said in a sentence, or shown with its traceback)
         from outbox.cli.context import exit_code_of
 
         code = exit_code_of(error)

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 import rich_click as click
 
 from outbox.cli.context import outbox_of
-from outbox.cli.options import command, json_option
+from outbox.cli.options import command, complete_destination, json_option
 from outbox.cli.printing import emit
 
 
 @command(example="outbox enqueue enos --payload event.json --file photo=img_0042.jpg --key inspection-42")
-@click.argument("destination")
+@click.argument("destination", shell_complete=complete_destination)
 @click.option("--payload", "source", required=True, metavar="FILE|-", help="The message's JSON; - reads standard input.")
 @click.option("--file", "files", multiple=True, metavar="NAME=PATH", help="Attach a file; may be given again.")
 @click.option("--key", help="Names the message: the same key again adds nothing.")
@@ -23,6 +23,7 @@ from outbox.cli.printing import emit
 @click.option("--due-at", metavar="ISO-TIME", help="Try it first at this time, such as 2026-11-22T18:00:00Z. [now]")
 @click.option("--expires-at", metavar="ISO-TIME", help="Give it up at this time.")
 @click.option("--unordered", is_flag=True, help="The ordering key only gives fair turns; the order does not matter.")
+@click.option("--traceparent", help="The trace context (W3C) that its delivery shall be linked to.")
 @json_option
 @click.pass_context
 def enqueue(
@@ -36,6 +37,7 @@ def enqueue(
     due_at: str | None,
     expires_at: str | None,
     unordered: bool,
+    traceparent: str | None,
     as_json: bool,
 ) -> None:
     """Add a message for DESTINATION; prints its id once it is committed."""
@@ -62,6 +64,7 @@ def enqueue(
             due_at=when,
             expires_at=end,
             ordered=False if unordered else None,
+            traceparent=traceparent,
         )
     if as_json:
         emit({"id": added.id, "new": added.new, "state": added.state})

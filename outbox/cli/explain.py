@@ -9,7 +9,7 @@ import rich_click as click
 
 from outbox.cli.context import outbox_and_worker
 from outbox.cli.options import command, complete_destination, json_option
-from outbox.cli.printing import emit, shown
+from outbox.cli.printing import emit, paragraph, shown
 
 if TYPE_CHECKING:
     from outbox.explaining import Cause
@@ -40,7 +40,7 @@ def _told(cause: Cause, now: datetime) -> str:
     """A cause for a person to read."""
     from outbox.units import in_words
 
-    lines = [shown(cause.sentence), f"  next: {shown(cause.next)}"]
+    lines = [paragraph(cause.sentence), paragraph(cause.next, begin="  next: ", indent="        ")]
     if cause.at is not None:
         away = (cause.at - now).total_seconds()
         lines.append(f"  when: {shown(cause.at)}Z, {f'in {in_words(away)}' if away > 0 else 'now'}")

@@ -68,7 +68,7 @@ def list_(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
 
 @command(example="outbox deliveries --destination enos --outcome unknown --since 2h")
 @click.option("--destination", help="Uploads to this destination.", shell_complete=complete_destination)
-@click.option("--outcome", type=click.Choice(list(Outcome)), help="Uploads that ended so.")
+@click.option("--outcome", type=click.Choice([each.value for each in Outcome]), help="Uploads that ended so.")
 @click.option("--open", "under_way", is_flag=True, help="Only those that are under way.")
 @click.option("--since", type=Moment(), metavar="TIME", help="Begun at that time or later: 2h ago, or 2026-11-22T18:00:00Z.")
 @click.option("--until", type=Moment(), metavar="TIME", help="Begun before that. So long ago, or ISO.")

@@ -147,8 +147,20 @@ def selection_options(states: Sequence[str] = tuple(State), limit: int | None = 
                 help="It ended (or, unfinished, was enqueued) at that time or later: 2h ago, or 2026-11-22T18:00:00Z.",
             ),
             click.option("--ordering-key", help="Messages of this ordering key."),
-            click.option("--reason", "reasons", multiple=True, type=click.Choice(list(Reason)), help="Dead for this reason."),
-            click.option("--state", "states", multiple=True, type=click.Choice(list(states)), help="May be given again."),
+            click.option(
+                "--reason",
+                "reasons",
+                multiple=True,
+                type=click.Choice([each.value for each in Reason]),
+                help="Dead for this reason.",
+            ),
+            click.option(
+                "--state",
+                "states",
+                multiple=True,
+                type=click.Choice([State(each).value for each in states]),
+                help="May be given again.",
+            ),
             click.option("--destination", help="Messages for this destination.", shell_complete=complete_destination),
             click.argument("messages", metavar="[ID|KEY]...", nargs=-1),
         ):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -33,6 +34,13 @@ def shown(value: object) -> str:
             return f"{value:%Y-%m-%d %H:%M:%S}"
         case _:
             return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))
+
+
+def paragraph(text: str, *, begin: str = "", indent: str = "  ") -> str:
+    """A sentence for a person, broken between words where the terminal ends."""
+    room = width()
+    line = f"{begin}{shown(text)}"
+    return line if room is None else "\n".join(textwrap.wrap(line, room, subsequent_indent=indent, break_on_hyphens=False))
 
 
 def width() -> int | None:

@@ -197,12 +197,14 @@ _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os
 
 
 def disk_left(folder: Path) -> int | None:
-    """Bytes that an ordinary user may still write to the disk that a folder is on; None while it is not there."""
+    """Bytes that an ordinary user may still write to the disk that a folder is on, or would be; None if it does not say."""
     try:
         if hasattr(os, "statvfs"):
             told = os.statvfs(folder)
             return told.f_bavail * told.f_frsize
         return shutil.disk_usage(folder).free
+    except FileNotFoundError:
+        return disk_left(folder.parent) if folder != folder.parent else None
     except OSError:
         return None
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from outbox.model import FINAL, Lane, Selection, State
-from outbox.store import selecting
+from outbox.store import looking, selecting
 from outbox.tables import Instant, attachment, audit, claimed, file, head, in_share, in_stream, loose, message, pending
 from outbox.verdict import cleaned
 
@@ -62,6 +62,15 @@ class Candidate(NamedTuple):
     stream_id: int | None
 
 
+class Page(NamedTuple):
+    """Which candidates are looked up: so many, with an id after one and up to another, and among these."""
+
+    after: int
+    until: int
+    limit: int
+    among: tuple[int, ...] | None = None
+
+
 class Chosen(NamedTuple):
     """Messages that an act is for, locked, and before them their streams; and what was passed over."""
 
@@ -86,32 +95,31 @@ def named(connection: Connection, selection: Selection) -> list[int] | None:
     if not (selection.ids or selection.keys):
         return None
     ids, keys = set(selection.ids), sorted(set(selection.keys))
+    names = [selection.destination] if selection.destination else looking.destinations_of_messages(connection)
     for first in range(0, len(keys), _TOGETHER):
-        found = select(message.c.id).where(message.c.key.in_(keys[first : first + _TOGETHER]))
-        if selection.destination is not None:
-            found = found.where(message.c.destination == selection.destination)
-        ids.update(connection.execute(found).scalars())
+        # With their destinations, or every message there is would be looked at.
+        mine = (message.c.destination.in_(names), message.c.key.in_(keys[first : first + _TOGETHER]))
+        ids.update(connection.execute(select(message.c.id).where(*mine)).scalars())
     return sorted(ids)
 
 
+def bounds(connection: Connection) -> tuple[int, int]:
+    """The ids of the first and of the last message."""
+    ends = (select(each(message.c.id)).scalar_subquery() for each in (func.min, func.max))
+    first, last = connection.execute(select(*ends)).one()
+    return first or 0, last or 0
+
+
 def candidates(
-    connection: Connection,
-    action: Action,
-    selection: Selection,
-    window: Window,
-    after: int,
-    limit: int,
-    *,
-    among: Sequence[int] | None = None,
-    only_streams: bool = False,
+    connection: Connection, action: Action, selection: Selection, window: Window, page: Page, *, only_streams: bool = False
 ) -> list[Candidate]:
-    """The next messages of a selection by id, `among` these, that the act is for; `choose` looks at them again."""
-    conditions = [message.c.id > after, *_conditions(action, selection, window)]
-    if among is not None:
-        conditions.append(message.c.id.in_(among))
+    """The messages of a selection, by id, that the act is for; `choose` looks at them again."""
+    conditions = [message.c.id > page.after, message.c.id <= page.until, *_conditions(action, selection, window)]
+    if page.among is not None:
+        conditions.append(message.c.id.in_(page.among))
     if only_streams:
         conditions.append(message.c.stream_id.is_not(None))
-    found = select(message.c.id, message.c.stream_id).where(*conditions).order_by(message.c.id).limit(limit)
+    found = select(message.c.id, message.c.stream_id).where(*conditions).order_by(message.c.id).limit(page.limit)
     return [Candidate(*row) for row in connection.execute(found)]
 
 
@@ -144,7 +152,7 @@ def choose(connection: Connection, choice: Select[Any], window: Window, among: C
 
 
 def _conditions(action: Action, selection: Selection, window: Window | None = None) -> list[ColumnElement[bool]]:
-    found = selecting.conditions(selection, FROM[action])
+    found = selecting.conditions(selection, FROM[action], by_id=window is not None)
     if window is not None:
         since = selecting.instant(selecting.states_of(selection, FROM[action]))
         found.append(or_(since <= window.began, since > window.now))

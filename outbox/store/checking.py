@@ -191,6 +191,12 @@ def users_of(connection: Connection, name: str, limit: int) -> list[Users]:
     return [Users(*tuple(row)) for row in connection.execute(statement.order_by(last, message.c.id).limit(limit))]
 
 
+def messages_of(connection: Connection, name: str, limit: int) -> list[int]:
+    """The ids of messages that a spooled file belongs to, without a look at themselves."""
+    statement = select(attachment.c.message_id).where(attachment.c.file == name).order_by(attachment.c.message_id)
+    return list(connection.execute(statement.limit(limit)).scalars())
+
+
 def vouched(connection: Connection, names: Collection[str]) -> set[str]:
     """Of these names, those whose bytes a row says are in the spool."""
     statement = select(file.c.name).where(file.c.name.in_(names), file.c.freed_at.is_(None))

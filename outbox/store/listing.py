@@ -183,8 +183,6 @@ def _lookups(connection: Connection, selection: Selection) -> list[Select[Any]]:
 def _among_the_dead(connection: Connection, selection: Selection) -> list[list[ColumnElement[bool]]]:
     """What of a selection the index over the dead can answer: time comes third in it, after destination and reason."""
     narrow = replace(selection, ids=(), keys=(), ordering_key=None, text=None, states=(State.DEAD,))
-    if set(selection.states) != {State.DEAD}:
-        narrow = replace(narrow, since=None, until=None)  # of the others it is another time
     if narrow.since is None and narrow.until is None:
         return [selecting.conditions(narrow)]
     names = [narrow.destination] if narrow.destination is not None else looking.destinations_of_messages(connection)

@@ -107,9 +107,8 @@ class Amount(NamedTuple):
 
 def delivered_since(connection: Connection, since: datetime) -> dict[str, Amount]:
     """What was delivered after an instant, per destination."""
-    by_destination = delivery.c.destination.concat(
-        ""
-    )  # as above: or SQLite reads every delivery there was, to have them in order
+    # As above, or SQLite reads every delivery there was, to have them in order.
+    by_destination = delivery.c.destination.concat("")
     totals = (func.sum(delivery.c.messages), func.sum(delivery.c.bytes))
     recent = (delivery.c.outcome == "delivered", delivery.c.finished_at > since)
     rows = connection.execute(select(by_destination, *totals).where(*recent).group_by(by_destination)).all()

@@ -11,16 +11,25 @@ from outbox.model import FINAL, Selection, State
 from outbox.tables import message, share, stream
 
 
-def conditions(selection: Selection, among: Collection[State] = tuple(State)) -> list[ColumnElement[bool]]:
-    """The messages of a selection, among those in these states. Its limit is for the statement that uses them."""
+def conditions(
+    selection: Selection, among: Collection[State] = tuple(State), *, by_id: bool = False
+) -> list[ColumnElement[bool]]:
+    """The messages of a selection, among those in these states. Its limit is for the statement that uses them.
+
+    `by_id`: for a statement that walks messages by id, or names them. It must not be given up for the index over destinations
+    and keys, which has every message there is.
+    """
     states = states_of(selection, among)
-    # Words, not parameters: a partial index is only used by who says its condition.
+    # Words, not parameters, and for one state no list: a partial index is only used by who says its condition.
     words: list[ColumnElement[str]] = [literal_column(f"'{state.value}'") for state in sorted(states)]
-    found: list[ColumnElement[bool]] = [message.c.state.in_(words)] if states != set(State) else []
+    found: list[ColumnElement[bool]] = []
+    if states != set(State):
+        found.append(message.c.state == words[0] if len(words) == 1 else message.c.state.in_(words))
     if selection.ids or selection.keys:
         found.append(or_(message.c.id.in_(selection.ids), message.c.key.in_(selection.keys)))
     if selection.destination is not None:
-        found.append(message.c.destination == selection.destination)
+        name = message.c.destination.concat("") if by_id else message.c.destination
+        found.append(name == selection.destination)
     if selection.reasons:
         found.append(message.c.reason.in_(selection.reasons))
     if selection.ordering_key is not None:

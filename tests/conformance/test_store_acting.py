@@ -11,7 +11,7 @@ from outbox import Lane, State
 from outbox.database import Database
 from outbox.model import FINAL, Reason, Selection
 from outbox.store import acting, arriving, keeping, streams
-from outbox.store.acting import Action, Window
+from outbox.store.acting import Action, Page, Window
 from outbox.tables import audit, file, head
 from outbox.timekeeping import When
 from tests.factories import NOW, add_row, attempts_of, claim, put, record, row_of, spooled, waiting
@@ -30,7 +30,7 @@ STATES: list[tuple[Action, set[State]]] = [
 def chosen(
     connection: sa.Connection, action: Action, selection: Selection = ENOS, after: int = 0, limit: int = 500
 ) -> list[int]:
-    found = acting.candidates(connection, action, selection, CERTAIN, after, limit)
+    found = acting.candidates(connection, action, selection, CERTAIN, Page(after, 10_000, limit))
     return acting.choose(connection, acting.choice(action, selection), CERTAIN, found).ids
 
 

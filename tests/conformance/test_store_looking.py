@@ -281,7 +281,7 @@ def test_a_list_has_what_fits_newest_first_whichever_way_it_is_found(
     with database.begin() as connection:
         rows = sorted(furnish(connection), key=lambda row: -row["id"])
 
-        for each in selections(at_most=150):
+        for each in selections(at_most=100):
             expected = [row["id"] for row in rows if fits(row, each)]
             assert expected[:20] == [row["id"] for row in listing.messages(connection, each, 20)], str(each)
 

@@ -26,7 +26,8 @@ from outbox.cli.curl import curl
 from outbox.model import SpooledFile
 from outbox.multipart import FieldPart, FilePart
 from outbox.secret import remember
-from outbox.tables import file, message
+from outbox.store import living
+from outbox.tables import delivery, file, message
 from outbox.testing import Answer, Receiver, Status
 from outbox.transport import Upload
 from tests.skins.test_cli import EVENT, SECRET, Terminal
@@ -244,11 +245,12 @@ def test_a_list_is_narrowed_by_whatever_is_said(desk: Desk, receiver: Receiver) 
     def keys(*arguments: str) -> list[str]:
         return [each["key"] for each in desk.lines("list", *arguments)]
 
-    assert ["waits", "bad"] == keys()
+    text = desk.run("list").stdout
+
+    assert ["2", "1"] == [line.split()[0] for line in text.splitlines()[1:]]
     assert ["bad"] == keys("--state", "dead", "--since", "2h", "--text", "MODEL", "--reason", "rejected")
     assert ["waits"] == keys("--ordering-key", "turbine-7", "--destination", "enos")
-    assert ["bad", "waits"] == [*keys("bad"), *keys("2")]
-    text = desk.run("list").stdout
+    assert ["waits", "bad"] == keys("bad", "2")
     assert ["ID", "DESTINATION", "KEY", "STATE"] == text.split()[:4]
     assert "\x1b" not in text
     assert 3 == desk.run("list", "--until", "2h").returncode
@@ -261,7 +263,6 @@ def test_deliveries_tell_what_each_carried_and_what_was_answered(desk: Desk, rec
 
     good, bad = desk.lines("deliveries")
     text = desk.run("deliveries", "--outcome", "reject").stdout
-    none = desk.run("deliveries", "--open")
 
     assert [("delivered", 0, 1), ("reject", 1204, 1)] == [
         (each["outcome"], each["code"], each["messages"]) for each in (good, bad)
@@ -269,26 +270,26 @@ def test_deliveries_tell_what_each_carried_and_what_was_answered(desk: Desk, rec
     assert "1204" in bad["answer"]
     assert "1204" in text
     assert "delivered" not in text
-    assert 3 == none.returncode
     assert 2 == desk.run("deliveries", "--open", "--outcome", "reject").returncode
 
 
-def test_workers_are_those_that_live_unless_all_are_asked_for(desk: Desk, receiver: Receiver) -> None:
+def test_workers_are_those_that_live_unless_all_are_asked_for(desk: Desk) -> None:
     nobody = desk.run("workers")
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "outbox", "worker"], cwd=desk.folder, env=desk.environment, stderr=subprocess.DEVNULL
-    )
-    desk.put("k")
-    receiver.wait_for(lambda seen: len(seen.accepted) == 1, timeout=30)
+    now = datetime.now(UTC)
+    with desk.outbox.database.begin() as connection:
+        living.register(connection, "w" * 24 + "-sees-it", "box-7", 42, now, ["enos", "alarms"], "1.2")
+        living.register(connection, "gone", "box-8", 43, now)
+        living.leave(connection, "gone")
 
     (alive,) = desk.lines("workers")
-    worker.send_signal(signal.SIGTERM)
-    worker.wait(30)
-    (gone,) = desk.lines("workers", "--all")
+    every = desk.run("workers", "--all").stdout
 
     assert (3, "no worker is running; start one with: outbox worker\n") == (nobody.returncode, nobody.stderr)
-    assert (worker.pid, ["enos"], False, 0) == (alive["pid"], alive["serves"], alive["gone"], alive["claims"])
-    assert (alive["id"], True) == (gone["id"], gone["gone"])
+    assert (42, "box-7", "1.2", ["enos", "alarms"]) == tuple(alive[name] for name in ("pid", "host", "version", "serves"))
+    assert (0, 0, False, False) == tuple(alive[name] for name in ("claims", "deliveries", "stop_asked", "gone"))
+    assert 3 == len(every.splitlines())
+    assert "-sees-it" in every
+    assert "enos, alarms" in every
 
 
 # One message.
@@ -299,6 +300,9 @@ def test_show_tells_every_attempt_with_its_answer_and_what_became_of_the_files(d
     (listed,) = desk.lines("show", "bad")
     (desk.folder / "spool" / listed["attachments"][0]["spooled"][-2:] / listed["attachments"][0]["spooled"]).unlink()
 
+    with desk.outbox.database.begin() as connection:
+        connection.execute(sa.update(delivery).values(answer="two\nlines, \x1b[2J\u202eone evil"))
+
     text = desk.run("show", "bad").stdout
 
     (attempt,) = listed["attempts"]
@@ -308,7 +312,7 @@ def test_show_tells_every_attempt_with_its_answer_and_what_became_of_the_files(d
     assert {"number", "delivery_id", "started_at", "finished_at", "seconds", "worker", "request_id", "answer"} <= attempt.keys()
     assert "there" == listed["attachments"][0]["bytes_are"]
     assert "missing" in text
-    assert "answer to attempt 1:" in text
+    assert "answer to attempt 1:\n  two\n  lines, \ufffd[2J\ufffdone evil" in text
     assert "next try       none: it is dead; start it afresh with: outbox replay 1" in text
     assert "\x1b" not in text
 

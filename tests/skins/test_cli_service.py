@@ -256,12 +256,13 @@ class Run:
 
     def everything(self, worker: Working) -> Mapping[str, str]:
         """All that was said and kept, by where."""
+        rows = _rows(self.database)  # first: whoever closes a database takes its helpers' files away
         kept = [path for path in self.shell.folder.rglob("*") if path.is_file() and path.name not in LET_OUT]
         return {
             "logs": worker.log,
             "the terminal": "".join(self.shell.said),
             "ps": self.seen_by_ps,
-            "rows": _rows(self.database),
+            "rows": rows,
             "files": "".join(path.read_bytes().decode("latin-1") for path in kept if "__pycache__" not in path.parts),
         }
 

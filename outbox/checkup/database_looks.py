@@ -1,0 +1,163 @@
+"""What a doctor looks at in the database itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import literal, select
+
+from outbox import migrate
+from outbox.app import Outbox
+from outbox.checkup.findings import Check, Finding, in_words, ok, problem, warning
+from outbox.database import not_power_safe
+from outbox.store import checking
+from outbox.units import bytes_in_words
+from outbox.units import in_words as length_in_words
+
+MIB = 1024 * 1024
+#: The first SQLite whose checkpointers cannot lose a race with each other.
+_WAL_MENDED = (3, 51, 3)
+#: A log that is cut after each checkpoint is far shorter than this.
+_LONG_WAL = 160 * MIB
+#: A larger database is for verify to read.
+_QUICK = 64 * MIB
+#: Seconds after which a transaction has been open for long.
+_OLD_TRANSACTION = 60.0
+
+
+class DatabaseLooks:
+    """Its schema, its settings, its soundness."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._database = outbox.database
+
+    def checks(self) -> list[Check]:
+        """What can be looked at in a database that answers."""
+        common = [Check("schema", self._schema, database=True), Check("power", self._power, database=True)]
+        if self._database.kind == "sqlite":
+            return [
+                *common,
+                Check("integrity", self._integrity, database=True),
+                Check("vacuum", self._vacuum, database=True),
+                Check("wal_race", self._wal_race, database=True),
+                Check("wal", self._wal),
+            ]
+        return [
+            *common,
+            Check("checksums", self._checksums, database=True),
+            Check("transactions", self._transactions, database=True),
+        ]
+
+    def answers(self) -> Iterator[Finding]:
+        path = self._database.path
+        try:
+            with self._database.read() as connection:
+                connection.execute(select(literal(1)))
+        except Exception as error:  # noqa: BLE001 (a driver may raise anything)
+            where = str(path) if path is not None else repr(self._database)
+            remedy = (
+                "run: outbox verify, keep a copy of the file with its -wal, and restore a backup"
+                if path is not None and path.exists()
+                else "look whether it is up and whether its address in the settings is right"
+            )
+            yield problem(f"{where} cannot be read: {in_words(error)}", remedy)
+        else:
+            yield ok(f"{self._database.kind} answers")
+
+    def _schema(self) -> Iterator[Finding]:
+        with self._database.read() as connection:
+            found = migrate.current(connection)
+        if found == migrate.newest():
+            yield ok(f"the schema is {found}, as this code needs")
+        elif found is None or found < migrate.newest():
+            yield problem(f"the schema is {found or 'missing'}, this code needs {migrate.newest()}", "run: outbox db upgrade")
+        else:
+            text = f"the schema is {found}, newer than this code ({migrate.newest()}): its workers refuse to start"
+            yield problem(text, "upgrade durable-outbox here")
+
+    def _power(self) -> Iterator[Finding]:
+        with self._database.read() as connection:
+            fault = not_power_safe(connection, select(literal(1)))
+        if fault is None:
+            yield ok("a commit of ours survives a power cut")
+        else:
+            text, _, remedy = fault.partition("; ")
+            yield problem(text, remedy)
+
+    def _integrity(self) -> Iterator[Finding]:
+        path = self._database.path
+        if path is None:
+            return
+        size = path.stat().st_size
+        if size > _QUICK:
+            yield ok(f"not read through: the database has {bytes_in_words(size)}; outbox verify does")
+            return
+        with self._database.inspecting() as engine, engine.begin() as connection:
+            faults = checking.unsound(connection, quick=True)
+        if faults:
+            remedy = "stop the workers, keep a copy of the database with its -wal file, and run: outbox verify"
+            yield problem(f"the database is damaged: {faults[0].splitlines()[0]}", remedy)
+        else:
+            yield ok("SQLite's quick check finds nothing")
+
+    def _vacuum(self) -> Iterator[Finding]:
+        with self._database.read() as connection:
+            said = checking.pragmas(connection)
+        free = bytes_in_words(said["freelist_count"] * said["page_size"])
+        if said["auto_vacuum"] == 0:
+            yield warning(
+                f"the database keeps the space of what is purged ({free} of it now); new messages use it again",
+                "to have it back, stop everything that uses the file and run once: "
+                f'sqlite3 {self._database.path} "PRAGMA auto_vacuum=INCREMENTAL; VACUUM;"',
+            )
+        else:
+            yield ok(f"purged space is given back; {free} are free for now")
+
+    def _wal_race(self) -> Iterator[Finding]:
+        with self._database.read() as connection:
+            version = checking.pragmas(connection)["version"]
+        if tuple(int(part) for part in version.split(".")[:3]) >= _WAL_MENDED:
+            yield ok(f"SQLite {version} has no race between checkpointers")
+        else:
+            yield warning(
+                f"SQLite {version} may damage a database, very rarely, when two connections checkpoint at the same time "
+                "(mended in 3.51.3)",
+                "let one worker process alone checkpoint: call outbox.prepare(engine) for your own engines, run one worker for "
+                "this file, and upgrade SQLite",
+            )
+
+    def _wal(self) -> Iterator[Finding]:
+        path = self._database.path
+        if path is None:
+            return
+        log = path.with_name(path.name + "-wal")
+        size = log.stat().st_size if log.exists() else 0
+        if size > _LONG_WAL:
+            yield warning(
+                f"{log.name} has grown to {bytes_in_words(size)}: it is not moved into the database",
+                "start a worker; if one runs, end the program that has kept a transaction open on this database",
+            )
+        else:
+            yield ok(f"the write-ahead log has {bytes_in_words(size)}")
+
+    def _checksums(self) -> Iterator[Finding]:
+        with self._database.read() as connection:
+            on = checking.checksums(connection)
+        if on:
+            yield ok("the server notices pages that changed on its disk")
+        else:
+            yield warning(
+                "the server would not notice a page that changed on its disk", "stop it and run: pg_checksums --enable"
+            )
+
+    def _transactions(self) -> Iterator[Finding]:
+        oldest = self._database.oldest_transaction()
+        if oldest is None or oldest.seconds < _OLD_TRANSACTION:
+            yield ok("no transaction has been open for longer than a minute")
+            return
+        yield warning(
+            f"{oldest.what} has been open for {length_in_words(oldest.seconds)}: what was deleted since cannot be cleaned up, "
+            "and claims grow slow",
+            "let that program commit or roll back; if nobody misses it, end it with pg_terminate_backend or ROLLBACK PREPARED",
+        )
