@@ -427,7 +427,7 @@ def _interrupted(place: Place, figures: Figures) -> None:
         (row,) = connection.execute(sa.select(audit).where(audit.c.action == "replay")).all()
         old = (message.c.id <= 2 * NUMBER,)
         how_often = sa.select(message.c.replays, sa.func.count()).where(*old).group_by(message.c.replays)
-        counts = dict(connection.execute(how_often).tuples().all())
+        counts: dict[int, int] = {replays: count for replays, count in connection.execute(how_often)}  # noqa: C416
     figures.add("the replay, with pauses and the interruption", in_words(took))
     figures.add("messages a second", f"{NUMBER / took:,.0f}")
     figures.add("replayed once", f"{counts.get(1, 0):,}", f"{NUMBER:,}, none twice", good=counts == {0: NUMBER, 1: NUMBER})

@@ -20,10 +20,10 @@ from outbox.store import acting, purging, streams
 from outbox.store.acting import Action, Candidate, Page, Window
 from outbox.timekeeping import When
 
-#: Seconds that one transaction of an act shall take: on SQLite nobody else writes meanwhile.
-_SHORT = 0.01
+#: Seconds that one transaction of an act shall take. Where one writes at a time, nobody else does meanwhile.
+_SHORT, _SHORT_ALONE = 0.05, 0.01
 #: After each, whoever does the act leaves the database to others for so many times as long.
-_REST = 2.0
+_REST, _REST_ALONE = 1.0, 2.0
 #: The first handful, before it is known how long one takes, and the smallest: with fewer, time goes into the commit alone.
 _LEAST = 50
 #: Candidates that are looked up at a time and kept in memory, and ids among which they are: so a look is short, however few
@@ -173,6 +173,8 @@ class Act:
         self._rate = rate
         self._walk = _Walk(begun, again=again)
         self._choice = acting.choice(self.action, self._walk.what)
+        alone = database.kind == "sqlite"
+        self._short, self._rest = (_SHORT_ALONE, _REST_ALONE) if alone else (_SHORT, _REST)
         self._size = float(_LEAST)
         self._started: float | None = None
         self._done = 0
@@ -213,7 +215,7 @@ class Act:
         self._note(did, took)
         if did.files:
             self._free_files()
-        return Progress(act_id, self.messages, self.passed_over, max(took * _REST, self._early()))
+        return Progress(act_id, self.messages, self.passed_over, max(took * self._rest, self._early()))
 
     def _open(self) -> int:
         """Its row, from which it can be gone on with whatever happens now. What finds nothing leaves no trace."""
@@ -271,7 +273,7 @@ class Act:
         self.messages = did.messages
         self.passed_over += len(did.handful) - did.done - later
         self._done += did.done
-        self._size = min(max(self._size * min(max(_SHORT / max(took, 1e-6), 0.5), 2.0), _LEAST), HANDFUL)
+        self._size = min(max(self._size * min(max(self._short / max(took, 1e-6), 0.5), 2.0), _LEAST), HANDFUL)
 
     def _room(self, messages: int | None = None) -> int:
         """How many messages the next handful may have."""

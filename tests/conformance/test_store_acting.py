@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from outbox import Lane, State
+from outbox import Lane, State, migrate
 from outbox.database import Database
 from outbox.model import FINAL, Reason, Selection
 from outbox.store import acting, arriving, keeping, streams
@@ -136,6 +136,75 @@ def test_what_another_is_changing_is_passed_over(postgres_database: Database, re
         with postgres_database.begin() as connection:
             connection.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
             assert [second, third] == chosen(connection, "cancel")
+
+
+def test_candidates_come_from_one_page(database: Database) -> None:
+    with database.begin() as connection:
+        ids = [add_row(connection, State.DEAD) for _ in range(5)]
+
+        found = [
+            acting.candidates(connection, "replay", ENOS, CERTAIN, page)
+            for page in (Page(ids[0], ids[3], 10), Page(0, ids[3], 2), Page(0, ids[4], 10, (ids[4], ids[1])))
+        ]
+
+    assert [ids[1:4], ids[:2], [ids[1], ids[4]]] == [[each.id for each in page] for page in found]
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "expected"),
+    [
+        (State.DEAD, {"finished_at": NOW}, True),
+        (State.DEAD, {"finished_at": NOW + timedelta(seconds=1)}, False),
+        (State.DEAD, {"finished_at": NOW + timedelta(days=400)}, True),
+        (State.PENDING, {"created_at": NOW}, True),
+        (State.PENDING, {"created_at": NOW + timedelta(seconds=1)}, False),
+    ],
+)
+def test_an_act_is_for_what_came_into_its_state_before_it_began(
+    database: Database, state: State, changes: dict[str, Any], expected: bool
+) -> None:
+    window = Window(NOW, LATER)
+    with database.begin() as connection:
+        message_id = add_row(connection, state, **changes)
+
+        found = acting.candidates(connection, "cancel", ENOS, window, Page(0, message_id, 10))
+        everything = acting.candidates(connection, "cancel", ENOS, CERTAIN, Page(0, message_id, 10))
+        chosen = acting.choose(connection, acting.choice("cancel", ENOS), window, everything)
+
+    assert [expected, expected] == [bool(found), bool(chosen.ids)]
+
+
+def test_names_are_looked_up_whatever_their_destinations(database: Database) -> None:
+    with database.begin() as connection:
+        first = add_row(connection, key="a")
+        other = add_row(connection, key="a", destination="hub")
+
+        assert [first, other, 99] == acting.named(connection, Selection(keys=("a", "nobody"), ids=(99, other)))
+        assert [other] == acting.named(connection, Selection(keys=("a",), destination="hub"))
+        assert [] == acting.named(connection, Selection(keys=("nobody",)))
+        assert None is acting.named(connection, ENOS)
+
+
+@pytest.mark.parametrize("selection", [Selection(states=(State.DEAD,)), Selection(states=(State.DEAD,), destination="enos")])
+def test_the_dead_are_found_and_counted_among_millions_of_others(sqlite_url: str, selection: Selection) -> None:
+    database = Database(sqlite_url)
+    migrate.upgrade(database)
+    plans: list[str] = []
+    with database.read() as connection:
+
+        @sa.event.listens_for(connection, "before_cursor_execute")
+        def explain(_: Any, cursor: Any, statement: str, parameters: Any, *more: Any) -> None:
+            plans.extend(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall())
+
+        acting.candidates(connection, "replay", selection, CERTAIN, Page(0, 100, 10))
+        acting.preview(connection, "replay", selection)
+        acting.choose(connection, acting.choice("replay", selection), CERTAIN, [acting.Candidate(1, None)])
+    database.close()
+
+    walked, counted, chosen = (plan for plan in plans if "outbox_message" in plan)
+    assert "USING INDEX ix_outbox_message_dead_id (id>? AND id<?)" in walked
+    assert "USING COVERING INDEX ix_outbox_message_dead" in counted
+    assert "(rowid=?)" in chosen or "ix_outbox_message_dead_id (id=?)" in chosen
 
 
 # Replaying.

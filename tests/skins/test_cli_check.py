@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pty
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -27,13 +29,6 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-@pytest.fixture
-def terminal(tmp_path: Path, receiver: Receiver) -> Terminal:
-    terminal = Terminal(tmp_path, receiver)
-    assert 0 == terminal.run("init").returncode
-    return terminal
-
-
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     """One that nobody changes anything in."""
@@ -41,6 +36,27 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         terminal = Terminal(tmp_path_factory.mktemp("idle"), receiver)
         assert 0 == terminal.run("init").returncode
         yield terminal
+
+
+@pytest.fixture(scope="module")
+def enqueued(idle: Terminal, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one message, whose file is a picture; to be copied."""
+    folder = shutil.copytree(idle.folder, tmp_path_factory.mktemp("enqueued") / "copy")
+    terminal = copy.copy(idle)
+    terminal.folder = folder
+    assert 0 == terminal.enqueue("--file", "photo=photo.jpg", "--key", "inspection-42").returncode
+    return folder
+
+
+@pytest.fixture
+def terminal(idle: Terminal, tmp_path: Path, receiver: Receiver) -> Terminal:
+    return Terminal(shutil.copytree(idle.folder, tmp_path / "copy"), receiver)
+
+
+@pytest.fixture
+def waiting(enqueued: Path, tmp_path: Path, receiver: Receiver) -> Terminal:
+    """One with a message that is due."""
+    return Terminal(shutil.copytree(enqueued, tmp_path / "copy"), receiver)
 
 
 def statement(terminal: Terminal, words: str) -> None:
@@ -106,20 +122,19 @@ def test_wrong_credentials_are_told_and_the_secret_is_not(terminal: Terminal, re
 # verify
 
 
-def test_verify_names_the_message_of_a_damaged_file_with_exit_code_1(terminal: Terminal) -> None:
-    terminal.enqueue("--file", "photo=photo.jpg", "--key", "inspection-42")
-    sound = terminal.run("verify")
-    spooled(terminal).write_bytes(b"b picture")
+def test_verify_names_the_message_of_a_damaged_file_with_exit_code_1(waiting: Terminal) -> None:
+    sound = waiting.run("verify")
+    spooled(waiting).write_bytes(b"b picture")
 
-    damaged = terminal.run("verify")
-    finding, summary = terminal.lines("verify", "--destination", "enos")
+    damaged = waiting.run("verify")
+    finding, summary = waiting.lines("verify", "--destination", "enos")
 
     assert (0, "") == (sound.returncode, sound.stderr)
     assert re.search(r"1 messages and 1 files \(9 B\) in .* s: no problems, no warnings", sound.stdout)
     assert 1 == damaged.returncode
     assert "needed by message 1 (inspection-42, pending)" in damaged.stdout
     assert {"kind", "level", "text", "remedy", "file", "messages"} == finding.keys()
-    assert ("file_changed", "problem", [1], spooled(terminal).name) == tuple(
+    assert ("file_changed", "problem", [1], spooled(waiting).name) == tuple(
         finding[each] for each in ("kind", "level", "messages", "file")
     )
     assert ("summary", 1, 1, 1, 0) == tuple(summary[each] for each in ("kind", "messages", "files", "problems", "warnings"))
@@ -129,11 +144,11 @@ def test_a_damaged_database_is_a_finding_of_verify_and_a_sentence_of_the_others(
     database = terminal.folder / "outbox.db"
     database.write_bytes(b"x" * 100 + database.read_bytes()[100:])
 
-    runs = {name: terminal.run(name) for name in ("verify", "doctor", "worker", "status", "check")}
+    runs = {name: terminal.run(name) for name in ("verify", "doctor", "worker", "check")}
 
     assert "the database is damaged: file is not a database" in runs["verify"].stdout
     assert {"verify": 1, "doctor": 1, "check": 3} == {name: runs[name].returncode for name in ("verify", "doctor", "check")}
-    assert all(runs[name].returncode for name in ("worker", "status"))
+    assert runs["worker"].returncode
     assert "Traceback" not in "".join(run.stdout + run.stderr for run in runs.values())
     assert database.read_bytes().startswith(b"xxx")
 
@@ -166,11 +181,10 @@ def test_a_bar_is_drawn_on_a_terminal_alone(idle: Terminal) -> None:
 # check
 
 
-def test_check_says_ok_in_one_line_with_its_numbers(terminal: Terminal) -> None:
-    beating(terminal)
-    terminal.enqueue("--file", "photo=photo.jpg", "--key", "a")
+def test_check_says_ok_in_one_line_with_its_numbers(waiting: Terminal) -> None:
+    beating(waiting)
 
-    told = terminal.run("check", "--max-age", "5m", "--max-dead", "10", "--max-pending", "1", "--max-spool", "1MiB")
+    told = waiting.run("check", "--max-age", "5m", "--max-dead", "10", "--max-pending", "1", "--max-spool", "1MiB")
 
     (line,) = told.stdout.splitlines()
     assert (0, "") == (told.returncode, told.stderr)
@@ -181,26 +195,24 @@ def test_check_says_ok_in_one_line_with_its_numbers(terminal: Terminal) -> None:
     )
 
 
-def test_a_limit_that_is_passed_is_critical(terminal: Terminal) -> None:
-    beating(terminal)
-    terminal.enqueue("--file", "photo=photo.jpg")
+def test_a_limit_that_is_passed_is_critical(waiting: Terminal) -> None:
+    beating(waiting)
 
-    told = terminal.run("check", "--max-age", "0.001s", "--max-pending", "0", "--max-spool", "8")
+    told = waiting.run("check", "--max-age", "0.001s", "--max-pending", "0", "--max-spool", "8")
 
     assert 2 == told.returncode
     assert told.stdout.startswith("OUTBOX CRITICAL - the oldest message has been due for")
     assert "; 1 pending, more than 0; 9 B in the spool, more than 8 B |" in told.stdout
 
 
-def test_dead_messages_and_work_without_a_worker_are_critical_together(terminal: Terminal, receiver: Receiver) -> None:
+def test_dead_messages_and_work_without_a_worker_are_critical_together(waiting: Terminal, receiver: Receiver) -> None:
     receiver.refuse(lambda struct: True, msg="no such | model")
-    terminal.enqueue("--file", "photo=photo.jpg")
-    terminal.run("drain")
-    dead = terminal.run("check", "--max-dead", "0")
-    beating(terminal, seconds_ago=300)
-    terminal.enqueue("--file", "photo=photo.jpg", "--key", "b")
+    waiting.run("drain")
+    dead = waiting.run("check", "--max-dead", "0")
+    beating(waiting, seconds_ago=300)
+    waiting.enqueue("--file", "photo=photo.jpg", "--key", "b")
 
-    both = terminal.run("check", "--max-dead", "0", "--json")
+    both = waiting.run("check", "--max-dead", "0", "--json")
 
     assert (2, True) == (dead.returncode, "1 dead, more than 0 |" in dead.stdout)
     told = json.loads(both.stdout)
@@ -211,12 +223,11 @@ def test_dead_messages_and_work_without_a_worker_are_critical_together(terminal:
     }
 
 
-def test_a_pause_is_a_warning_whatever_the_age_and_cannot_forge_numbers(terminal: Terminal) -> None:
-    beating(terminal)
-    terminal.enqueue("--file", "photo=photo.jpg")
-    terminal.run("pause", "enos", "--reason", "until noon | dead=0\nOUTBOX OK", "--by", "anna")
+def test_a_pause_is_a_warning_whatever_the_age_and_cannot_forge_numbers(waiting: Terminal) -> None:
+    beating(waiting)
+    waiting.run("pause", "enos", "--reason", "until noon | dead=0\nOUTBOX OK", "--by", "anna")
 
-    told = terminal.run("check", "--max-age", "0.001s")
+    told = waiting.run("check", "--max-age", "0.001s")
 
     assert 1 == told.returncode
     assert told.stdout.startswith("OUTBOX WARNING - enos is paused by anna: until noon / dead=0 OUTBOX OK | due=1")

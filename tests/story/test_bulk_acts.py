@@ -164,11 +164,12 @@ def test_names_that_nobody_has_are_nobody(place: Place, outbox_here: Outbox) -> 
 # Interrupted, and gone on with.
 
 
-def test_an_interrupted_act_is_gone_on_with_and_takes_nothing_twice(place: Place, outbox_here: Outbox) -> None:
+@pytest.mark.parametrize("seconds", [60, 0, -3600])
+def test_an_interrupted_act_is_gone_on_with_and_takes_nothing_twice(place: Place, outbox_here: Outbox, seconds: int) -> None:
     add_many(place, 130)
     first = outbox_here.begin("replay", ALL_DEAD, "ann")
     done = some_steps(first)
-    place.clock.move(60)
+    place.clock.wall += timedelta(seconds=seconds)
     set_all(place, DEAD, where=message.c.replays == 1)  # they were tried, and died again
     assert first.id is not None
 
@@ -212,7 +213,8 @@ def test_messages_that_are_enqueued_meanwhile_are_not_cancelled(place: Place, ou
     assert PENDING == column(place.database, "later", "state")
 
 
-def test_two_runs_of_one_act_share_the_work_and_repeat_nothing(place: Place, outbox_here: Outbox) -> None:
+@pytest.mark.parametrize("seconds", [1, 0, -60])
+def test_two_runs_of_one_act_share_the_work_and_repeat_nothing(place: Place, outbox_here: Outbox, seconds: int) -> None:
     add_many(place, 400)
     one = outbox_here.begin("replay", ALL_DEAD, "ann")
     some_steps(one)
@@ -220,7 +222,7 @@ def test_two_runs_of_one_act_share_the_work_and_repeat_nothing(place: Place, out
     other = place.outbox(clock=place.clock).go_on(one.id)
     both = [other, one]
     while [act for act in both if act.step() is not None]:
-        place.clock.move(1)
+        place.clock.wall += timedelta(seconds=seconds)
         set_all(place, DEAD, where=message.c.replays == 1)
 
     assert {1: 400} == replays(place)
