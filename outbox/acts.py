@@ -244,10 +244,11 @@ class Act:
             going_on = acting.streams_of(connection, of_streams, self._skipping, skip=skip)
             if going_on:
                 streams.release(connection, going_on, When.certain(now), skip=skip)
+        later: set[int] = set()
         if handful and not self._walk.at_end:
             position = handful[-1].id
+            later = {each.stream_id for each in handful if each.stream_id is not None} & (chosen.held | self._walk.held)
         acting.advance(connection, act_id, done, position)
-        later = {each.stream_id for each in handful if each.stream_id is not None} & (chosen.held | self._walk.held)
         return _Did(handful, done, messages + done, later, files)
 
     def _do(self, connection: Connection, chosen: acting.Chosen, now: datetime) -> tuple[int, set[int], int]:

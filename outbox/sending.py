@@ -52,9 +52,7 @@ class Sender:
             if headers:
                 upload = replace(upload, headers={**headers, **upload.headers})
         except Exception as error:
-            log.exception(
-                "destination %s cannot encode delivery %s", destination.name, batch.delivery, extra=_ids_of(batch)
-            )
+            log.exception("destination %s cannot encode delivery %s", destination.name, batch.delivery, extra=_ids_of(batch))
             facts = Facts(text=cleaned(f"cannot be encoded: {type(error).__name__}"))
             # A bug, or a message that brings it out: halved like a refused batch, so that it is found without the others.
             return Reject(facts) if len(batch.messages) > 1 else Retry(facts)

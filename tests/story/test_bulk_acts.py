@@ -310,6 +310,7 @@ def test_streams_that_a_producer_holds_come_last_and_after_an_interruption_too(p
     assert 60 == done
     assert 62 == again.run()
     assert 62 == act.run(), "the first finds nothing left of what it had put off"
+    assert (0, 0) == (act.passed_over, again.passed_over)
     assert {1: 62} == replays(place)
 
 

@@ -149,12 +149,14 @@ def test_counting_does_not_wait_for_the_transaction_of_the_caller(place: Place, 
 def test_nor_for_the_only_connection_of_the_engine_it_lent_us(postgres_place: Place) -> None:
     engine = sa.create_engine(postgres_place.url, pool_size=1, max_overflow=0, pool_timeout=5)
     outbox_ = an_outbox(engine, postgres_place.spool, quota=10_000)
+    began = time.monotonic()
 
     with engine.begin() as connection:
         outbox_.enqueue(connection, "enos", event("a", "photo"), files={"photo": b"x" * 9000}, key="a")
     with engine.begin() as connection:
         outbox_.enqueue(connection, "enos", event("b", "photo"), files={"photo": b"x" * 900}, key="b")
 
+    assert time.monotonic() - began < 5, "it would have waited for as long as the pool lets anybody wait"
     assert {"a", "b"} == states(postgres_place.database).keys()
     engine.dispose()
 
