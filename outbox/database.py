@@ -166,6 +166,11 @@ def _reading(engine: Engine) -> Engine:
     return prepare(readers)
 
 
+def _any_text(raw: bytes) -> str:
+    """Text as it is in the database; a damaged one too, which must not hold up all the others."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
 @contextmanager
 def _as_a_statement(words: str) -> Iterator[None]:
     """What the driver raises, as SQLAlchemy would have raised it."""
@@ -193,6 +198,7 @@ def _begin_with(engine: Engine, words: str) -> None:
     @event.listens_for(engine, "connect")
     def hand_over(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver leaves transactions to us
+        connection.text_factory = _any_text
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -407,10 +413,6 @@ class Database:
         url = URL.create("sqlite", database=path.as_uri().replace("file://", "file:", 1), query=query)
         engine = create_engine(url, hide_parameters=True, connect_args={"timeout": _BUSY_TIMEOUT})
         _begin_with(engine, "BEGIN")
-
-        @event.listens_for(engine, "connect")
-        def read_anything(connection: Any, _record: Any) -> None:
-            connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
 
         try:
             yield engine

@@ -51,6 +51,10 @@ metadata = MetaData(
 Id = BigInteger().with_variant(Integer, "sqlite")
 
 
+#: What a damaged instant is read as: none that anybody waits for, since it is further away than any that we invent.
+UNREADABLE = datetime.max.replace(tzinfo=UTC)
+
+
 class Instant(TypeDecorator[datetime]):
     """An aware instant in UTC; a naive one is refused rather than guessed at."""
 
@@ -63,6 +67,19 @@ class Instant(TypeDecorator[datetime]):
         if value.tzinfo is None:
             raise ValueError(f"expected an instant with a time zone, got {value!r}")
         return value.astimezone(UTC)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        """Reads UNREADABLE where a text is no instant: one damaged row must not hold up all the others."""
+        read: Any = super().result_processor(dialect, coltype)
+
+        def read_what_is_there(value: Any) -> datetime | None:
+            try:
+                found: datetime | None = read(value)
+            except (ValueError, TypeError):
+                return UNREADABLE
+            return found
+
+        return read_what_is_there
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:

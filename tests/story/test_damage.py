@@ -23,7 +23,7 @@ from outbox.tables import attachment, file, message
 from outbox.testing import Receiver
 from tests.factories import an_outbox, reasons, states
 from tests.postgres import Postgres
-from tests.story.conftest import Place
+from tests.story.conftest import Place, eventually
 
 #: So many bits are flipped in the database, one after the other, each anew.
 FLIPS = 1000 if os.environ.get("OUTBOX_LONG") == "1" else 100
@@ -273,6 +273,18 @@ def test_a_damaged_row_is_a_finding_and_no_traceback(sqlite_place: Place, harm: 
     assert kind in kinds(found)
     if "id = 2" in words:
         assert {(2,)} == {each.messages for each in found if each.kind != "database_damaged"}
+
+
+@pytest.mark.parametrize("column", ["payload", "due_at", "expires_at", "key", "created_at", "reason_text"])
+def test_a_message_whose_row_cannot_be_read_holds_nobody_up(sqlite_place: Place, column: str) -> None:
+    outbox_ = sqlite_place.outbox()
+    for number in range(7):
+        sqlite_place.enqueue(outbox_, f"m{number}")
+    harm_row(sqlite_place, f"outbox_message SET {column} = {NO_TEXT} WHERE id = 2")
+
+    with Worker(outbox_, poll=0.05):
+        others = {f"m{number}" for number in range(7) if number != 1}
+        eventually(lambda: others <= {each.struct["assetId"] for each in sqlite_place.receiver.accepted})
 
 
 @pytest.mark.parametrize("column", ["payload", "due_at", "expires_at", "key", "size"])

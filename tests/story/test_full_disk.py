@@ -18,7 +18,6 @@ import pytest
 import sqlalchemy as sa
 
 from outbox import Outbox, OutOfRoom, Policy, SpooledFile, State, Worker
-from outbox.database import Database
 from outbox.errors import SpoolFull
 from outbox.policy import MIB, RESERVE
 from outbox.reserve import Reserve
@@ -445,19 +444,35 @@ def test_the_reserve_inside_is_given_back_and_taken_again(small_place: Place) ->
     assert after.room - before.room > 500_000
 
 
-def test_a_transaction_that_the_database_rolled_back_cannot_be_taken_for_committed(sqlite_place: Place) -> None:
+def test_a_statement_that_finds_no_page_left_says_so_and_the_transaction_goes_on(sqlite_place: Place) -> None:
     outbox_ = sqlite_place.outbox(reserve=0)
-    place = sqlite_place
-    with place.engine.connect() as connection, connection.begin():
-        outbox_.enqueue(connection, "enos", event("first"), key="first")
-    used = Database(place.url).pages()
-    assert used is not None
+    pages = sqlite_place.database.pages()
+    assert pages is not None
 
-    with contextlib.suppress(sa.exc.SQLAlchemyError), place.engine.connect() as connection:
+    with sqlite_place.engine.begin() as connection:
         outbox_.enqueue(connection, "enos", event("a"), key="a")
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {used.used}")  # what the door does not look at every time
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages.used}")  # after the door has looked
         with pytest.raises(OutOfRoom, match="database or disk is full"):
             outbox_.enqueue(connection, "enos", event("b", text="x" * 300_000), key="b")
-        connection.commit()
 
-    assert set(states(place.database)) in ({"first"}, {"first", "a"}), "all of what was committed, or nothing"
+    assert ["a"] == list(states(sqlite_place.database))
+
+
+def test_a_transaction_that_the_database_rolled_back_cannot_be_taken_for_committed(
+    disk_place: Place, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox_ = disk_place.outbox(reserve=0)
+
+    with disk_place.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA cache_size = 5")  # what is written goes to the disk before COMMIT
+        outbox_.enqueue(connection, "enos", event("a"), key="a")
+        monkeypatch.setattr(outbox_.room, "admit", lambda *_: None)  # the disk fills up behind the door
+        foreign = fill(disk)
+        with pytest.raises(OutOfRoom, match="database or disk is full"):
+            outbox_.enqueue(connection, "enos", event("b", text="x" * 500_000), key="b")
+        foreign.unlink()
+
+        with pytest.raises(sa.exc.InvalidRequestError, match="rolled back"):
+            connection.commit()
+
+    assert {} == states(disk_place.database)
