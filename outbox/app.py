@@ -10,10 +10,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
+
+# Here, and not where it is needed: SQLAlchemy looks for its ORM at odd moments, and threads that begin to import it at once
+# trip over each other.
+from sqlalchemy.orm import Session, scoped_session
 
 from outbox import intake
 from outbox.ambient import Ambient
@@ -45,9 +49,6 @@ from outbox.tracing import current_context
 from outbox.units import bytes_in_words
 from outbox.views import Views
 from outbox.why import Explaining
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session, scoped_session
 
 
 class Outbox(Operations, Explaining, Views):
@@ -133,8 +134,6 @@ class Outbox(Operations, Explaining, Views):
         durability="strict". The transaction stays usable after each of them, unless a database that ran full in the middle of a
         statement has rolled it back: then its connection says so.
         """
-        from sqlalchemy.orm import Session, scoped_session  # only a producer needs it, and it takes a tenth of a second
-
         if not isinstance(session, Session | Connection | scoped_session):
             raise TypeError(f"expected a SQLAlchemy Session or Connection, got {type(session).__name__}")
         when = self._time.read()

@@ -165,7 +165,7 @@ def test_status_tells_what_died_what_waits_and_how_the_spool_fills(desk: Desk, r
 
 
 def test_status_says_of_a_breaker_when_the_next_try_is(desk: Desk, receiver: Receiver) -> None:
-    receiver.always(Status(503))
+    receiver.always(Status(503, headers={"Retry-After": "600"}))
     desk.put("k")
     desk.deliver()
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -474,8 +475,6 @@ def test_a_database_that_is_lost_ends_the_worker_loudly_and_is_not_replaced(
     def harm_it() -> None:
         harm(path)
         harmed.append(path.read_bytes()[:4096] if path.exists() else None)
-
-    from threading import Timer
 
     Timer(0.3, harm_it).start()
     with caplog.at_level(logging.CRITICAL), pytest.raises(DatabaseDamaged, match=words) as ended:

@@ -22,7 +22,7 @@ from outbox.errors import SpoolFull
 from outbox.policy import MIB, RESERVE
 from outbox.reserve import Reserve
 from outbox.spool import DirectorySpool
-from outbox.tables import file, message
+from outbox.tables import file, message, reserve
 from outbox.testing import Receiver, Status
 from tests import ledger
 from tests.conftest import missing
@@ -184,22 +184,22 @@ def test_the_disk_of_a_sqlite_database_counts_for_text_alone(sqlite_place: Place
 
 
 def test_the_reserve_takes_blocks_of_the_disk_and_gives_them_back(tmp_path: Path) -> None:
-    reserve = Reserve(tmp_path / "outbox.db-reserve", RESERVE)
+    ours = Reserve(tmp_path / "outbox.db-reserve", RESERVE)
 
-    assert not reserve.there
-    assert reserve.take()
-    assert reserve.there
-    assert reserve.path.stat().st_blocks * 512 >= RESERVE
-    assert reserve.release()
+    assert not ours.there
+    assert ours.take()
+    assert ours.there
+    assert ours.path.stat().st_blocks * 512 >= RESERVE
+    assert ours.release()
     assert [] == list(tmp_path.iterdir())
-    assert not reserve.release()
+    assert not ours.release()
 
 
 def test_a_reserve_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
-    reserve = Reserve(tmp_path / "nowhere" / "outbox.db-reserve", RESERVE)
+    ours = Reserve(tmp_path / "nowhere" / "outbox.db-reserve", RESERVE)
 
-    assert not reserve.take()
-    assert not reserve.release()
+    assert not ours.take()
+    assert not ours.release()
 
 
 def test_a_worker_keeps_the_reserve_and_a_producer_does_not(sqlite_place: Place) -> None:
@@ -283,9 +283,9 @@ class Producers:
 def test_a_disk_that_fills_up_under_load_loses_nothing_and_goes_on_by_itself(
     disk_place: Place, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place, reserve = disk_place, 4 * MIB
-    working = Worker(place.outbox(reserve=reserve), poll=0.05)
-    with caplog.at_level(logging.WARNING), working, Producers(place, place.outbox(reserve=reserve)) as producers:
+    place, kept = disk_place, 4 * MIB
+    working = Worker(place.outbox(reserve=kept), poll=0.05)
+    with caplog.at_level(logging.WARNING), working, Producers(place, place.outbox(reserve=kept)) as producers:
         eventually((disk / "outbox.db-reserve").exists)
         eventually(lambda: len(place.acknowledged) > 50, 60)
         foreign = fill(disk)
@@ -425,8 +425,6 @@ def test_what_is_pending_or_dead_is_never_purged_to_make_room(small_place: Place
 
 
 def test_the_reserve_inside_is_given_back_and_taken_again(small_place: Place) -> None:
-    from outbox.tables import reserve
-
     outbox_ = small_place.outbox(reserve=0)
     outbox_.care.keep_room()
     taken = count(small_place.database, reserve)
