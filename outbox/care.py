@@ -317,11 +317,15 @@ class Care:
             return 0
         with self._database.read() as connection:
             found = keeping.deliveries_from(connection, first, HANDFUL)
-        rows = []
-        for each in found:
+        rows: list[Row] = []
+        believed: datetime | None = None
+        for each in reversed(found):
+            # What a clock says that was not set yet is not believed: it ended before the next one that can be believed.
+            if each.finished_at is not None and _believable(each.finished_at, now):
+                believed = each.finished_at
             kept = None if each.outcome is None or each.last else self._retention.of_delivery(each.outcome)
-            ends = None if kept is None or each.finished_at is None else each.finished_at + kept
-            rows.append(Row(each.id, each.started_at, ends))
+            rows.append(Row(each.id, each.started_at, None if kept is None or believed is None else believed + kept))
+        rows.reverse()
         over = self._uploads.seen(first, rows, now)
         if over:
             with self._database.begin() as connection:

@@ -29,7 +29,8 @@ def check(
 
     Each message's payload repeats its key as `assetId`. `drained`: the story went on until nothing was left to do.
     """
-    assert [] == faults(database, requests, acknowledged, rolled_back=rolled_back, drained=drained)
+    found = faults(database, requests, acknowledged, rolled_back=rolled_back, drained=drained)
+    assert [] == found, found
 
 
 def faults(
