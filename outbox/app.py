@@ -88,6 +88,7 @@ class Outbox(Operations, Explaining, Views):
         if durability not in ("warn", "strict", "ignore"):
             raise ConfigurationError(f"expected durability to be 'warn', 'strict' or 'ignore', got {durability!r}")
         self._durability = durability
+        self._spool_minded = False
         self._warn_lock = threading.Lock()
         self._time = Timekeeper(self.ambient)
         if quota is not None and quota < 1:
@@ -183,6 +184,7 @@ class Outbox(Operations, Explaining, Views):
             raise Refused(found)
         if isinstance(found.source, SpooledFile):
             return found.source
+        self._mind_spool()
         self.room.admit(found.size or 0, 0)
         spooled = self._copy(found, None)
         try:
@@ -248,6 +250,8 @@ class Outbox(Operations, Explaining, Views):
         """Every file of a request at rest in the spool, and those of them that were copied just now."""
         attachments: list[Attachment] = []
         fresh: list[SpooledFile] = []
+        if request.files:
+            self._mind_spool()
         try:
             for offered in request.files:
                 if isinstance(offered.source, SpooledFile):
@@ -264,6 +268,21 @@ class Outbox(Operations, Explaining, Views):
             self._drop(fresh)
             raise
         return attachments, fresh
+
+    def _mind_spool(self) -> None:
+        """Raises SpoolError when the spool is gone that the database has files in.
+
+        One made anew, on the disk that a mount should have covered, would make them look lost.
+        """
+        if self._spool_minded:
+            return
+        if not self.spool_store.is_there():
+            with self.database.read() as connection:
+                if keeping.any_kept(connection):
+                    raise SpoolError(
+                        f"{self.spool_store!r} is not there, and the database has files in it; is the disk mounted?"
+                    )
+        self._spool_minded = True
 
     def _copy(self, offered: intake.Offered, limit: int | None) -> SpooledFile:
         source = intake.open_source(offered)

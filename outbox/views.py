@@ -13,7 +13,7 @@ from sqlalchemy import Connection, RowMapping
 from outbox.ambient import Ambient
 from outbox.database import Database
 from outbox.destinations.base import Destination
-from outbox.errors import FileChanged, FileMissing, NoSuchMessage, SpoolError, UnknownDestination
+from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoSuchMessage, SpoolError, UnknownDestination
 from outbox.model import Attachment, Batch, Lane, Message, Outcome, Selection, SpooledFile, State
 from outbox.patience import Stop
 from outbox.reserve import Room
@@ -286,6 +286,26 @@ class Views:
             self._require_known(connection, selection.destination)
             rows = listing.messages(connection, selection, selection.limit or _LIST_LIMIT)
         return [_view(MessageView, row) for row in rows]
+
+    def named(self, words: Sequence[str], destination: str | None = None) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Ids and keys that these words are. A word of digits is the key of a message, if no message has it as its id.
+
+        Raises ConfigurationError for one that is the id of one message and the key of another.
+        """
+        numbers = [word for word in words if word.isascii() and word.isdigit() and len(word) < 19]
+        keys = [word for word in words if word not in numbers]
+        if not numbers:
+            return (), tuple(keys)
+        with self.database.read() as connection:
+            by_id, by_key = looking.meant(connection, numbers, destination)
+        for word in numbers:
+            if int(word) in by_id and by_key.get(word, {int(word)}) != {int(word)}:
+                other = min(by_key[word] - {int(word)})
+                raise ConfigurationError(
+                    f"{word} is the id of one message and the key of another (message {other}); say --id {word} or --key {word}"
+                )
+        keys += [word for word in numbers if int(word) not in by_id and word in by_key]
+        return tuple(int(word) for word in numbers if word not in keys), tuple(keys)
 
     def message(self, id_or_key: int | str, destination: str | None = None) -> MessageDetail:
         """Everything about the message of an id, or else of a key; `destination` says whose key. Raises NoSuchMessage."""

@@ -118,9 +118,10 @@ class Worker:
         self._broken: DatabaseDamaged | None = None
         self._room_loop = _Loop("room", outbox.care.keep_room, _ROOM_EVERY)
         self._loops = [*self._senders(), *self._housekeeping()]
+        self._threads = ThreadPoolExecutor(len(self._loops))
         self._scheduler = _Scheduler(
             jobstores={"default": MemoryJobStore()},
-            executors={"default": ThreadPoolExecutor(len(self._loops))},
+            executors={"default": self._threads},
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
             timezone=UTC,
         )
@@ -209,7 +210,9 @@ class Worker:
             log.warning("cutting off what is still being sent")
             self._transport.cut()
         if self._scheduler.running:
-            self._scheduler.shutdown(wait=True)
+            # It waits for its threads with a lock in its hand, which one that is just arming its loop waits for: so we wait.
+            self._scheduler.shutdown(wait=False)
+            self._threads.shutdown(wait=True)
         if self._pulse.is_alive():
             self._pulse.join()
         if self._ended or not self.id:

@@ -100,6 +100,10 @@ def group(ctx: click.Context, config: str | None, app: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `outbox` command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any("\ud800" <= letter <= "\udfff" for argument in arguments for letter in argument):
+        print("outbox: an argument holds bytes that are no text in this terminal's encoding", file=sys.stderr)
+        sys.exit(2)
     try:
         result: Any = group.main(arguments, prog_name="outbox", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)

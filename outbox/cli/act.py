@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import rich_click as click
 
 from outbox.cli.context import FAILED, NOTHING_MATCHED, outbox_of
-from outbox.cli.options import by_option, command, json_option, selection_of, selection_options, yes_option
+from outbox.cli.options import Number, by_option, command, json_option, selection_of, selection_options, yes_option
 from outbox.cli.printing import colourful, emit, say, shown, table
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _bulk_options(*states: str) -> Callable[[F], F]:
             json_option,
             by_option,
             yes_option,
-            click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="At most N messages a second."),
+            click.option("--rate", type=Number(0, min_open=True), metavar="N", help="At most N messages a second."),
             click.option(
                 "--continue",
                 "act_id",
@@ -165,11 +165,13 @@ def _act(
     rate: float | None,
     **options: Any,
 ) -> None:
-    selection = selection_of(options)
     outbox = outbox_of(ctx)
+    selection = selection_of(outbox, options)
     if act_id is not None:
         if selection.narrows or selection.limit is not None or dry_run:
             raise click.UsageError("--continue goes on with the act as it began; say nothing else about which messages")
+        if action == "purge" and not yes:
+            _confirm(f"purge what act {act_id} has not come to yet")
         act, expected = outbox.go_on(act_id, action, rate=rate), None
     else:
         preview = outbox.preview(action, selection)
@@ -195,9 +197,14 @@ def _ask(action: Action, selection: Selection, preview: Preview, *, yes: bool) -
     named = bool(selection.ids or selection.keys) and action != "purge"
     if yes or named:
         return
+    _confirm(_line(action, selection, preview))
+
+
+def _confirm(what: str) -> None:
+    """Ask; where nobody can be asked, refuse."""
     if not sys.stdin.isatty():
-        raise click.UsageError(f"this would {_line(action, selection, preview)}; say --yes if that is meant")
-    click.confirm(f"{_line(action, selection, preview)}?", abort=True, err=True)
+        raise click.UsageError(f"this would {what}; say --yes if that is meant")
+    click.confirm(f"{what}?", abort=True, err=True)
 
 
 def _run(ctx: click.Context, act: Act, expected: int | None) -> None:

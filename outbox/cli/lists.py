@@ -25,7 +25,8 @@ def list_(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     """Messages, newest first: all that fit everything given. Exit code 3 when none does."""
     from outbox.units import bytes_in_words
 
-    found = outbox_of(ctx).messages(selection_of(options))
+    outbox = outbox_of(ctx)
+    found = outbox.messages(selection_of(outbox, options))
     if as_json:
         for each in found:
             emit(asdict(each))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from outbox.cli.context import outbox_of
-from outbox.cli.options import command, json_option
+from outbox.cli.options import Number, command, json_option
 from outbox.cli.printing import colourful, columns, emit, shown, width
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _EVERY = 2.0
 @command(example="outbox status --watch 5")
 @click.option(
     "--watch",
-    type=click.FloatRange(0.1, 86_400),
+    type=Number(0.1, 86_400),
     is_flag=False,
     flag_value=_EVERY,
     metavar="[SECONDS]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from outbox.model import Reason, Selection, State
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from outbox.app import Outbox
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,6 +98,16 @@ class Length(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+class Number(click.FloatRange):
+    """A number that is one: not nan, and not infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"expected a number, got {value!r}", param, ctx)
+        return found
+
+
 class Moment(click.ParamType[Any]):
     """An instant: so long ago (2h), or an ISO time; without a zone it is local."""
 
@@ -162,6 +175,8 @@ def selection_options(states: Sequence[str] = tuple(State), limit: int | None = 
                 help="May be given again.",
             ),
             click.option("--destination", help="Messages for this destination.", shell_complete=complete_destination),
+            click.option("--key", "keys", multiple=True, help="A key, also one that is all digits. May be given again."),
+            click.option("--id", "ids", multiple=True, type=click.IntRange(1), help="An id. May be given again."),
             click.argument("messages", metavar="[ID|KEY]...", nargs=-1),
         ):
             function = each(function)
@@ -170,14 +185,14 @@ def selection_options(states: Sequence[str] = tuple(State), limit: int | None = 
     return add
 
 
-def selection_of(options: dict[str, Any]) -> Selection:
-    """The selection that the options say; takes them out of the others."""
-    messages: tuple[str, ...] = options.pop("messages")
-    ids = [each for each in messages if each.isascii() and each.isdigit() and len(each) < 19]
+def selection_of(outbox: Outbox, options: dict[str, Any]) -> Selection:
+    """The selection that the options say; takes them out of the others. A word of digits is an id or a key, never a guess."""
+    destination = options.pop("destination")
+    ids, keys = outbox.named(options.pop("messages"), destination)
     return Selection(
-        ids=tuple(int(each) for each in ids),
-        keys=tuple(each for each in messages if each not in ids),
-        destination=options.pop("destination"),
+        ids=(*ids, *options.pop("ids")),
+        keys=(*keys, *options.pop("keys")),
+        destination=destination,
         states=tuple(State(state) for state in options.pop("states")),
         reasons=tuple(Reason(reason) for reason in options.pop("reasons")),
         ordering_key=options.pop("ordering_key"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from outbox.cli.context import FAILED, LEFT_BEHIND, NOTHING_MATCHED, outbox_and_worker, outbox_of
-from outbox.cli.options import Group, by_option, command, complete_destination, json_option
+from outbox.cli.options import Group, Number, by_option, command, complete_destination, json_option
 from outbox.cli.printing import emit, say
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ def _worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="At least this grave; debug has a line for each message.",
         ),
-        click.option("--stop-grace", type=float, metavar="SECONDS", help="Time for uploads in hand at a stop. [30]"),
+        click.option("--stop-grace", type=Number(0), metavar="SECONDS", help="Time for uploads in hand at a stop. [30]"),
         click.option(
-            "--gone-after", type=float, metavar="SECONDS", help="Another worker's silence that frees its claims. [15]"
+            "--gone-after",
+            type=Number(0, min_open=True),
+            metavar="SECONDS",
+            help="Another worker's silence that frees its claims. [15]",
         ),
         click.option(
             "--destination",

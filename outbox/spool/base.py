@@ -26,6 +26,9 @@ class Spool(Protocol):
     def prepare(self) -> None:
         """Create what the spool needs, durably. Doing it again is no error."""
 
+    def is_there(self) -> bool:
+        """Whether it was prepared, and can be seen now."""
+
     def put(self, name: str, source: BinaryIO, limit: int | None = None) -> SpooledFile:
         """Copy `source` to its end under a fresh name; when this returns, the bytes survive a power cut.
 

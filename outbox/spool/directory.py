@@ -49,6 +49,9 @@ class DirectorySpool:
         except OSError as error:
             raise SpoolError(f"cannot create the spool {self.root}: {error.strerror}") from error
 
+    def is_there(self) -> bool:
+        return self._unfinished.is_dir()
+
     def put(self, name: str, source: BinaryIO, limit: int | None = None) -> SpooledFile:
         final = self._path(name)
         unfinished = self._unfinished / name

@@ -6,7 +6,21 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, delete, exists, false, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    case,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    inspect,
+    select,
+    update,
+)
 
 from outbox.model import FINAL, Outcome, State
 from outbox.tables import attachment, attempt, claimed, delivery, file, head, message, reserve, worker
@@ -22,6 +36,13 @@ def files_to_free(connection: Connection, now: datetime, limit: int) -> list[str
         .with_for_update(skip_locked=True)
     )
     return list(connection.execute(statement).scalars())
+
+
+def any_kept(connection: Connection) -> bool:
+    """Whether a file should be in the spool; not in a database without our tables."""
+    if not inspect(connection).has_table(file.name):
+        return False
+    return connection.execute(select(file.c.name).where(file.c.freed_at.is_(None)).limit(1)).one_or_none() is not None
 
 
 def still_needed(connection: Connection, names: Collection[str]) -> set[str]:

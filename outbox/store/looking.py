@@ -214,6 +214,17 @@ def one(connection: Connection, id_or_key: str, name: str | None = None) -> RowM
     return None
 
 
+def meant(connection: Connection, words: Collection[str], name: str | None) -> tuple[set[int], dict[str, set[int]]]:
+    """Of words of digits, those that are ids, and by those that are keys the messages of that key."""
+    ids = select(message.c.id).where(message.c.id.in_([int(word) for word in words]))
+    names = [name] if name else destinations_of_messages(connection)
+    keyed = select(message.c.key, message.c.id).where(message.c.destination.in_(names), message.c.key.in_(list(words)))
+    by_key: dict[str, set[int]] = {}
+    for key, message_id in connection.execute(keyed):
+        by_key.setdefault(key, set()).add(message_id)
+    return set(connection.execute(ids).scalars()), by_key
+
+
 class HeldUp(NamedTuple):
     """What else a message waits for than its own time."""
 

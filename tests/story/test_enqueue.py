@@ -552,3 +552,22 @@ def test_a_message_counts_what_it_weighs(place: Place, outbox: Outbox) -> None:
         row = connection.execute(sa.select(message)).one()
     assert (1, len(PHOTO["photo"])) == (row.files, row.file_bytes)
     assert row.size >= len(row.payload)
+
+
+def test_a_spool_that_is_gone_is_not_made_anew_under_files_that_wait(place: Place) -> None:
+    """Its disk may not be mounted yet: a new spool in its place would make the files look lost, and their messages die."""
+    place.enqueue(place.outbox(), "before", {"photo": b"bytes"})
+    away = place.spool.rename(place.folder / "unmounted")
+
+    later = place.outbox()
+    for mount_point in (False, True):
+        if mount_point:
+            place.spool.mkdir()
+        with pytest.raises(SpoolError, match="is the disk mounted"), place.engine.begin() as connection:
+            later.enqueue(connection, "enos", event("after", "photo"), files={"photo": b"bytes"}, key="after")
+    place.spool.rmdir()
+    away.rename(place.spool)
+
+    place.enqueue(later, "after", {"photo": b"bytes"})
+    assert place.hand(later).turn()
+    place.check()

@@ -1,0 +1,76 @@
+"""Which message a word means: an id, a key, or a key that looks like an id; and words that are none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from outbox.testing import Receiver
+from tests.skins.test_cli import SECRET, Terminal
+
+PLAIN = {"assetId": "turbine-7", "time": 1579580182824, "events": {"crack": {"severity": 3}}}
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    """An outbox in which message 1 has the key 2, message 2 the key 777777, and message 3 the key "two words"."""
+    with Receiver(app_secret=SECRET) as receiver:
+        terminal = Terminal(tmp_path_factory.mktemp("names"), receiver)
+        assert 0 == terminal.run("init").returncode
+        for key in ("2", "777777", "two words"):
+            assert 0 == terminal.enqueue("--key", key, payload=PLAIN).returncode
+        yield terminal
+
+
+def meant(terminal: Terminal, *words: str) -> list[int]:
+    run = terminal.run("list", *words, "--json")
+    assert 0 == run.returncode, run.stderr
+    return sorted(json.loads(line)["id"] for line in run.stdout.splitlines())
+
+
+def test_a_key_of_digits_is_meant_where_no_message_has_it_as_its_id(terminal: Terminal) -> None:
+    assert [2, 3] == meant(terminal, "777777", "two words")
+
+
+@pytest.mark.parametrize("command", [("list",), ("cancel", "--dry-run")])
+def test_an_id_that_is_another_messages_key_is_not_guessed_at(terminal: Terminal, command: tuple[str, ...]) -> None:
+    run = terminal.run(*command, "2")
+
+    assert (2, "") == (run.returncode, run.stdout)
+    assert "2 is the id of one message and the key of another (message 1); say --id 2 or --key 2" in run.stderr
+
+
+def test_what_is_said_exactly_is_meant(terminal: Terminal) -> None:
+    assert [1] == meant(terminal, "--key", "2")
+    assert [2] == meant(terminal, "--id", "2")
+
+
+def test_bytes_that_are_no_text_are_refused_with_a_sentence(terminal: Terminal) -> None:
+    run = subprocess.run(
+        [sys.executable.encode(), b"-m", b"outbox", b"show", b"bad\xff"],
+        cwd=terminal.folder,
+        env=terminal.environment,
+        capture_output=True,
+    )
+
+    assert (2, b"") == (run.returncode, run.stdout)
+    assert b"outbox: an argument holds bytes that are no text" in run.stderr
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_number_that_is_none_is_refused(terminal: Terminal, number: str) -> None:
+    run = terminal.run("replay", "--state", "dead", "--rate", number)
+
+    assert 2 == run.returncode
+    assert "expected a number" in run.stderr
+
+
+def test_a_purge_that_is_gone_on_with_asks_like_one_that_begins(terminal: Terminal) -> None:
+    run = terminal.run("purge", "--continue", "1")
+
+    assert 2 == run.returncode
+    assert "say --yes if that is meant" in run.stderr
