@@ -274,8 +274,8 @@ class Outbox(Operations, Explaining, Views):
 
         One made anew, on the disk that a mount should have covered, would make them look lost.
         """
-        if self._spool_minded:
-            return
+        if self._spool_minded or self.database.exhausted:
+            return  # the next enqueue asks; this one would wait for the connection that its own caller holds
         if not self.spool_store.is_there():
             with self.database.read() as connection:
                 if keeping.any_kept(connection):

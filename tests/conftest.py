@@ -7,6 +7,7 @@ Without any, those tests are skipped; where CI or OUTBOX_ALL_TOOLS is set, they 
 
 import contextlib
 import os
+import signal
 import threading
 import zlib
 from collections.abc import Iterator
@@ -60,6 +61,10 @@ SHARED = pytest.StashKey[SharedServer]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Whoever runs us in the background ignores it, and what we start would, too: no Ctrl-C of a test would be heard.
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     shared = config.stash[SHARED] = SharedServer()
     is_worker = hasattr(config, "workerinput")
     has_workers = config.getoption("dist", "no") != "no" and not is_worker

@@ -481,11 +481,11 @@ def test_a_look_that_fails_or_hangs_does_not_take_the_others_along(place: Place,
     assert [Level.OK] * 2 == [each.level for each in of(found, "reach") if "reached at" in each.text]
 
 
-def test_a_row_that_cannot_be_read_spoils_one_look(sqlite_place: Place, clock: Clock) -> None:
+def test_a_table_that_cannot_be_read_spoils_one_look(sqlite_place: Place, clock: Clock) -> None:
     outbox_ = sqlite_place.outbox(clock=clock)
     sqlite_place.hand(outbox_)
     with closing(sqlite3.connect(sqlite_place.folder / "outbox.db")) as connection:
-        connection.execute(f"UPDATE {destination.name} SET stopped_at = 'x', stop = 'pause'")
+        connection.execute(f"ALTER TABLE {destination.name} RENAME COLUMN stop_text TO stop_texu")
         connection.commit()
 
     found = looked(outbox_)

@@ -25,7 +25,6 @@ from outbox.spool import DirectorySpool
 from outbox.tables import file, message, reserve
 from outbox.testing import Receiver, Status
 from tests import ledger
-from tests.conftest import missing
 from tests.factories import an_outbox, count, event, states
 from tests.story.conftest import Place, eventually
 
@@ -227,7 +226,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
                 yield folder
                 subprocess.run([*rights, "umount", "-l", str(folder)], check=True)
                 return
-    missing("a file system of limited size cannot be mounted here: this needs root, or sudo without a password")
+    pytest.skip("a file system of limited size cannot be mounted here: this needs root, or sudo without a password")
 
 
 @pytest.fixture
