@@ -366,6 +366,8 @@ def test_while_a_probe_is_under_way_nobody_else_knocks(place: Place) -> None:
     with ThreadPoolExecutor(3 * HANDS) as pool:
         turns = [pool.submit(hand.turn, *lane_order(number)) for number in range(3) for hand in hands]
         place.receiver.wait_for(lambda receiver: receiver.held == 1)
+        # A turn that has only looked so far would find the destination well again once the probe is answered.
+        eventually(lambda: sum(turn.done() for turn in turns) == len(turns) - 1)
         # As long as it may take at most, one tick less.
         until = hands[0].breaker().open_until
         place.clock.move((until - place.clock.wall).total_seconds() - 0.001)
