@@ -20,6 +20,7 @@ from sqlalchemy.pool import QueuePool
 from outbox.ambient import uuid7
 from outbox.errors import ConfigurationError, DatabaseDamaged, OutOfRoom, SchemaError
 from outbox.secret import remember
+from outbox.waiting import look_often
 
 #: Seconds a SQLite writer waits for its turn.
 _BUSY_TIMEOUT = 60
@@ -129,8 +130,9 @@ def _create_privately(path: Path) -> None:
 def prepare(engine: Engine) -> Engine:
     """Set up a caller's own engine so that what it commits survives a power cut; returns it.
 
-    On SQLite each new connection gets WAL, synchronous=FULL, a patient busy timeout and foreign keys. How its transactions
-    begin is not changed: readers stay readers. On Postgres there is nothing to do.
+    On SQLite each new connection gets WAL, synchronous=FULL, a patient busy timeout and foreign keys, and looks often
+    whether it is its turn to write. How transactions begin is not changed: readers stay readers. On Postgres
+    there is nothing to do.
     """
     if engine.dialect.name == "sqlite":
 
@@ -152,6 +154,7 @@ def prepare(engine: Engine) -> Engine:
             if not driver.in_transaction:
                 connection.exec_driver_sql("BEGIN")
 
+        look_often(engine)
         engine.dispose()
     return engine
 
