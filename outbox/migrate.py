@@ -69,9 +69,10 @@ def upgrade(database: Database) -> tuple[str | None, str]:
             raise SchemaError(
                 f"the database's outbox schema is {before}, newer than this code ({newest()}); upgrade durable-outbox here"
             )
-        config = _config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "outbox@head")
+        if before != newest():
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "outbox@head")
     return before, newest()
 
 

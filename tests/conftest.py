@@ -7,6 +7,7 @@ Without any, those tests are skipped; where CI or OUTBOX_ALL_TOOLS is set, they 
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import zlib
@@ -17,6 +18,9 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
+from outbox import migrate
+from outbox.database import Database
+from tests.factories import wipe
 from tests.postgres import NoBinariesError, Postgres, create_database, drop_database, wait_until_up
 
 SERVER_URL = "OUTBOX_TEST_PG_URL"
@@ -124,6 +128,40 @@ def postgres_url(postgres_server_url: str) -> Iterator[str]:
     url = create_database(postgres_server_url)
     yield url
     drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all the tests of this process: copying it is faster than making another."""
+    path = tmp_path_factory.mktemp("migrated") / "outbox.db"
+    database = Database(f"sqlite:///{path}")
+    migrate.upgrade(database)
+    database.close()
+    return path
+
+
+@pytest.fixture
+def migrated_sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
+    """A migrated SQLite database without a row."""
+    return f"sqlite:///{shutil.copy2(migrated_sqlite, tmp_path)}"
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server_url: str) -> Iterator[str]:
+    """One for all the tests of this process: wiping it is faster than making another."""
+    url = create_database(postgres_server_url)
+    database = Database(url)
+    migrate.upgrade(database)
+    database.close()
+    yield url
+    drop_database(url)
+
+
+@pytest.fixture
+def migrated_postgres_url(migrated_postgres: str) -> Iterator[str]:
+    """A migrated Postgres database without a row."""
+    yield migrated_postgres
+    wipe(migrated_postgres)
 
 
 @pytest.fixture

@@ -110,7 +110,9 @@ def enos(url: str = "https://enos.example", name: str = "enos", policy: Policy |
 
 def an_outbox(database: str | sa.Engine, spool: Any, *destinations: EnosEvents, **options: Any) -> Outbox:
     """An outbox that does not mind how durable the test's database is."""
-    return Outbox(database, spool=spool, destinations=destinations or [enos()], **({"durability": "ignore"} | options))
+    return Outbox(
+        database, spool=spool, destinations=destinations or [enos()], **({"durability": "ignore", "reserve": 0} | options)
+    )
 
 
 def event(asset: str = "turbine-7", *files: str, **values: Any) -> dict[str, Any]:

@@ -6,26 +6,16 @@ import pytest
 
 from outbox import migrate
 from outbox.database import Database
-from tests.factories import wipe
-from tests.postgres import create_database, drop_database
-
-
-@pytest.fixture(scope="session")
-def migrated_postgres(postgres_server_url: str) -> Iterator[str]:
-    """One for all the tests of this process: wiping it is faster than making another."""
-    url = create_database(postgres_server_url)
-    database = Database(url)
-    migrate.upgrade(database)
-    database.close()
-    yield url
-    drop_database(url)
 
 
 @pytest.fixture
-def postgres_url(migrated_postgres: str) -> Iterator[str]:
-    """A migrated Postgres database without a row."""
-    yield migrated_postgres
-    wipe(migrated_postgres)
+def sqlite_url(migrated_sqlite_url: str) -> str:
+    return migrated_sqlite_url
+
+
+@pytest.fixture
+def postgres_url(migrated_postgres_url: str) -> str:
+    return migrated_postgres_url
 
 
 @pytest.fixture

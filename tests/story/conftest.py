@@ -24,8 +24,8 @@ from outbox.store import breaker
 from outbox.testing import Received, Receiver
 from outbox.transport import RequestsTransport
 from tests import ledger
-from tests.factories import Clock, an_outbox, caller_engine, enos, event, held_up, wipe
-from tests.postgres import Postgres, create_database, drop_database
+from tests.factories import Clock, an_outbox, caller_engine, enos, event, held_up
+from tests.postgres import Postgres, create_database
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,22 +223,14 @@ class Hand:
             return breaker.read(connection, "enos")
 
 
-@pytest.fixture(scope="session")
-def migrated_postgres(postgres_server_url: str) -> Iterator[str]:
-    """One for all the tests of this process: wiping it is faster than making another."""
-    url = create_database(postgres_server_url)
-    database = Database(url)
-    migrate.upgrade(database)
-    database.close()
-    yield url
-    drop_database(url)
+@pytest.fixture
+def sqlite_url(migrated_sqlite_url: str) -> str:
+    return migrated_sqlite_url
 
 
 @pytest.fixture
-def postgres_url(migrated_postgres: str) -> Iterator[str]:
-    """A migrated Postgres database without a row."""
-    yield migrated_postgres
-    wipe(migrated_postgres)
+def postgres_url(migrated_postgres_url: str) -> str:
+    return migrated_postgres_url
 
 
 @pytest.fixture
