@@ -217,6 +217,18 @@ class Act:
             self._free_files()
         return Progress(act_id, self.messages, self.passed_over, max(took * self._rest, self._early()))
 
+    def look(self) -> bool:
+        """Ask the audit how far it is, and return whether it is over: what interrupts a step may come just after its COMMIT."""
+        row = None
+        if self.id is not None:
+            with self._database.read() as connection:
+                row = acting.act(connection, self.id)
+        if row is None:
+            self.id = None  # it was interrupted before that was committed
+            return False
+        self.messages = row["messages"]
+        return row["finished_at"] is not None
+
     def _open(self) -> int:
         """Its row, from which it can be gone on with whatever happens now. What finds nothing leaves no trace."""
         if self.id is None:

@@ -10,6 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, BinaryIO
 
+from outbox.errors import Fault, Refused
+
 
 class State(StrEnum):
     """Where a message is in its life."""
@@ -117,8 +119,31 @@ class Enqueued:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Who holds back the messages of an ordering key, since when and why."""
+
+    ordering_key: str
+    paused_at: datetime
+    paused_by: str
+    text: str
+
+
+def require_span(since: datetime | None, until: datetime | None) -> None:
+    """Raises Refused when one who asks for what came at `since` or later and before `until` has them the wrong way round."""
+    if since is None or until is None or (since.tzinfo is None) != (until.tzinfo is None):
+        return
+    if since > until:
+        raise Refused(
+            [Fault("since", f"{since.isoformat(' ')} is later than until, {until.isoformat(' ')}: nothing fits both")]
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
-    """Which messages a person means: all that fit everything given, oldest first."""
+    """Which messages a person means: all that fit everything given, oldest first.
+
+    Raises Refused when `since` is later than `until`: no message would fit.
+    """
 
     ids: tuple[int, ...] = ()
     keys: tuple[str, ...] = ()  #: with `ids`, one of either is enough
@@ -130,6 +155,9 @@ class Selection:
     until: datetime | None = None  #: and before this one
     text: str | None = None  #: these words are in what was said when it died, in capitals or not
     limit: int | None = None  #: so many, the oldest
+
+    def __post_init__(self) -> None:
+        require_span(self.since, self.until)
 
     @property
     def narrows(self) -> bool:
@@ -200,7 +228,7 @@ class Batch:
     lane: Lane
     messages: tuple[Message, ...]
     started_at: datetime
-    knock: datetime | None = None  #: of a probe, the `open_until` that it set when it began
+    probe_until: datetime | None = None  #: of a probe, the `open_until` that it set when it began
 
     @property
     def size(self) -> int:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from outbox import secret
 from outbox.acts import Act, Begun
 from outbox.ambient import Ambient
 from outbox.database import Database
 from outbox.destinations.base import Destination
-from outbox.errors import ConfigurationError, UnknownDestination
-from outbox.model import Selection
+from outbox.errors import ConfigurationError, Fault, Refused, UnknownDestination
+from outbox.intake import KEY_LIMIT
+from outbox.model import Pause, Selection
 from outbox.patience import paused, resumed
-from outbox.store import acting, breaker, living, streams
+from outbox.payload import brief, has_controls
+from outbox.store import acting, breaker, living, pausing, shares, streams
 from outbox.store.acting import Action, Preview
 from outbox.timekeeping import When
 from outbox.verdict import cleaned
+
+#: Characters of the reason for a pause: it stands in one line of the status.
+_REASON_LIMIT = 500
 
 
 class Operations:
@@ -40,29 +46,45 @@ class Operations:
         except (KeyError, TypeError):
             raise UnknownDestination(name, self.destinations) from None
 
-    def pause(self, destination: str, reason: str, by: str) -> None:
+    def pause(self, destination: str, reason: str, by: str, ordering_key: str | None = None) -> None:
         """Let no upload to a destination begin any more, on any worker, until `resume`; those in hand are finished.
 
-        Messages go on to be enqueued. Raises UnknownDestination.
+        With `ordering_key` only messages of that key are held back, whether or not their order matters, and whether or not
+        there are any yet. Messages go on to be enqueued, and expire. `reason` has at most 500 characters.
+
+        Raises UnknownDestination; Refused for a reason or a key that is none.
         """
         name = self.destination(destination).name
+        words = _reason(reason)
         now = self.ambient.now()
+        if ordering_key is not None:
+            _require_key(ordering_key)
+            with self.database.begin() as connection:
+                pausing.write(connection, name, Pause(ordering_key, now, cleaned(by, 255), words))
+                acting.note(connection, now, by, "pause", f"destination {name}; ordering key {ordering_key}: {words}")
+            return
         with self.database.begin() as connection:
             breaker.declare(connection, [name])
             seen = breaker.read(connection, name, lock=True)
-            breaker.stop(connection, name, paused(seen), now, cleaned(reason), cleaned(by, 255))
-            acting.note(connection, now, by, "pause", f"destination {name}: {reason}")
+            breaker.stop(connection, name, paused(seen), now, words, cleaned(by, 255))
+            acting.note(connection, now, by, "pause", f"destination {name}: {words}")
 
     def resume(self, destination: str, by: str, *, ordering_key: str | None = None) -> bool:
-        """Let a destination go on, whatever stopped it; or a stream of it, past its dead messages. False if nothing was.
+        """Let a destination go on, whatever stopped it; or an ordering key of it, if it is paused, and past its dead messages.
 
-        A destination that was in trouble is tried with one message first. Raises UnknownDestination.
+        False if nothing was stopped. A destination that was in trouble is tried with one message first. Raises
+        UnknownDestination; Refused for a key that is none.
         """
         name = self.destination(destination).name
         now = self.ambient.now()
+        if ordering_key is not None:
+            _require_key(ordering_key)
         with self.database.begin() as connection:
             if ordering_key is not None:
-                changed = streams.forgive(connection, name, ordering_key, When.certain(now))
+                lifted = pausing.lift(connection, name, ordering_key)
+                changed = streams.forgive(connection, name, ordering_key, When.certain(now)) or lifted
+                if lifted:  # what was replayed meanwhile has woken no share
+                    shares.release(connection, shares.of_key(connection, name, ordering_key), When.certain(now))
             else:
                 seen = breaker.read(connection, name, lock=True)
                 changed = seen.stop is not None or seen.is_open
@@ -87,8 +109,10 @@ class Operations:
     def replay(self, selection: Selection, by: str, *, wait: Callable[[float], object] | None = None) -> int:
         """Give messages that are final a fresh start, in the bulk lane; their history stays. Returns how many.
 
-        Passed over are messages that are not final, and those whose files have been freed. An interruption leaves the rest as
-        it was, and `go_on` goes on. Raises ConfigurationError when nothing narrows the selection.
+        Passed over are messages that are not final, and those whose files have been freed. Those of a paused ordering key wait
+        in its lane until it is resumed; but where order does not matter, one that was replayed before has no key any more.
+        An interruption leaves the rest as it was, and `go_on` goes on. Raises ConfigurationError when nothing narrows the
+        selection.
         """
         return self.begin("replay", selection, by).run(wait)
 
@@ -132,7 +156,8 @@ class Operations:
                 f"act {act_id} is a {row['action']}; go on with: outbox {row['action']} --continue {act_id}"
             )
         if row["finished_at"] is not None:
-            raise ConfigurationError(f"act {act_id} is over; it was done to {row['messages']} messages")
+            many = "1 message" if row["messages"] == 1 else f"{row['messages']} messages"
+            raise ConfigurationError(f"act {act_id} is over; it was done to {many}")
         selection = Selection.from_json(row["chosen"])
         begun = Begun(row["action"], selection, row["actor"], row["at"], act_id, row["messages"], row["position"] or 0)
         return self._act(begun, rate=rate, again=True)
@@ -154,6 +179,26 @@ class Operations:
             raise ConfigurationError(f"say which messages to {action}: by id, key, destination, state, reason or ordering key")
         if selection.destination is not None:
             self.destination(selection.destination)
+
+
+def _reason(reason: object) -> str:
+    """Why something is paused, fit for a row. Raises Refused when it says nothing, or too much."""
+    if not isinstance(reason, str):
+        raise Refused([Fault("reason", f"expected words, got {brief(reason)}")])
+    if len(reason) > _REASON_LIMIT:
+        raise Refused([Fault("reason", f"has {len(reason)} characters; say it in {_REASON_LIMIT} at most")])
+    secret.learn()  # somebody may have typed one that nothing has used here yet
+    words = cleaned(reason).strip()
+    if not words:
+        raise Refused([Fault("reason", "says nothing; say why, for whoever finds it stopped")])
+    return words
+
+
+def _require_key(ordering_key: object) -> None:
+    if not isinstance(ordering_key, str) or not 0 < len(ordering_key) <= KEY_LIMIT or has_controls(ordering_key):
+        raise Refused(
+            [Fault("ordering_key", f"no message has {brief(ordering_key)}; it is 1 to {KEY_LIMIT} characters without controls")]
+        )
 
 
 def _require_rate(rate: float | None) -> None:

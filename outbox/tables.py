@@ -154,6 +154,17 @@ share = Table(
 )
 partial("ix_outbox_share_due", share.c.destination, share.c.lane, share.c.served, where=share.c.due_at.is_not(None))
 
+#: Ordering keys that a person has paused, whether or not there are messages of them.
+pause = Table(
+    "outbox_pause",
+    metadata,
+    Column("destination", String(100), primary_key=True),
+    Column("ordering_key", String(255), primary_key=True),
+    Column("paused_at", Instant, nullable=False),
+    Column("paused_by", String(255), nullable=False),
+    Column("text", Text, nullable=False, comment="why, in words"),
+)
+
 message = Table(
     "outbox_message",
     metadata,
@@ -389,4 +400,13 @@ reserve = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("filler", LargeBinary, nullable=False),
+)
+
+#: The spool that has this database's files: another database's would take them for rubbish, and so would this one its.
+spool = Table(
+    "outbox_spool",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    Column("mark", String(32), nullable=False, comment="is also in the spool, in a file of its own"),
+    Column("created_at", Instant, nullable=False),
 )

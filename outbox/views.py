@@ -14,7 +14,7 @@ from outbox.ambient import Ambient
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoSuchMessage, SpoolError, UnknownDestination
-from outbox.model import Attachment, Batch, Lane, Message, Outcome, Selection, SpooledFile, State
+from outbox.model import Attachment, Batch, Lane, Message, Outcome, Selection, SpooledFile, State, require_span
 from outbox.patience import Stop
 from outbox.reserve import Room
 from outbox.spool.base import Spool
@@ -47,6 +47,7 @@ class DestinationStatus:
     failures: int = 0  #: consecutive, charged to the destination
     reject_streak: int = 0  #: messages rejected alone since the last delivery
     blocked_keys: int = 0  #: ordering keys that a dead message holds up
+    paused_keys: int = 0  #: ordering keys that a person has paused
     stop: str | None = None  #: pause, credentials or reject_streak
     stop_text: str | None = None
     stopped_by: str | None = None
@@ -351,7 +352,9 @@ class Views:
         limit: int = _LIST_LIMIT,
     ) -> list[DeliveryView]:
         """Upload requests, newest first: those that began at `since` or later and before `until`; `under_way`: only those that
-        have not ended. Raises UnknownDestination for one that is neither declared nor known to the database."""
+        have not ended. Raises UnknownDestination for one that is neither declared nor known to the database, and Refused when
+        `since` is later than `until`."""
+        require_span(since, until)
         now = self.ambient.now()
         with self.database.read() as connection:
             self._require_known(connection, destination)
@@ -435,7 +438,7 @@ def time_to_full(room: int, growth_per_hour: int) -> float | None:
 
 
 def _next_try(row: RowMapping, held_up: looking.HeldUp) -> datetime | None:
-    if row["state"] != State.PENDING or held_up.blocked or held_up.stop == Stop.PAUSE:
+    if row["state"] != State.PENDING or held_up.blocked or held_up.paused or held_up.stop == Stop.PAUSE:
         return None
     due_at: datetime = row["due_at"]
     return max(due_at, held_up.open_until) if held_up.open_until else due_at

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
 from outbox.cli.context import FAILED, NOTHING_MATCHED, outbox_of
 from outbox.cli.options import Number, by_option, command, json_option, selection_of, selection_options, yes_option
-from outbox.cli.printing import colourful, emit, say, shown, table
+from outbox.cli.printing import colourful, emit, is_terminal, say, shown, table
+from outbox.counting import counted
 
 if TYPE_CHECKING:
     from outbox.acts import Act
@@ -24,31 +26,45 @@ F = TypeVar("F", bound=Callable[..., Any])
 _DID = {"replay": "replayed", "cancel": "cancelled", "purge": "purged"}
 
 
-@command(example="outbox pause enos --reason 'maintenance until noon'")
+@command(example="outbox pause enos --key turbine-7 --reason 'the wrong model until noon'")
 @click.argument("destination")
-@click.option("--reason", required=True, help="Why, for whoever finds it stopped.")
+@click.option("--key", "ordering_key", metavar="ORDERING_KEY", help="Only hold back messages of this ordering key.")
+@click.option("--reason", required=True, help="Why, for whoever finds it stopped; 500 characters at most.")
 @by_option
 @json_option
 @click.pass_context
-def pause(ctx: click.Context, destination: str, reason: str, by: str, as_json: bool) -> None:
-    """Let no upload to DESTINATION begin any more, on any worker. Those in hand are finished; messages go on to queue up."""
-    outbox_of(ctx).pause(destination, reason, by)
+def pause(ctx: click.Context, destination: str, ordering_key: str | None, reason: str, by: str, as_json: bool) -> None:
+    """Let no upload to DESTINATION begin any more, on any worker. Those in hand are finished; messages go on to queue up.
+
+    With --key only the messages of that ordering key wait, whether or not their order matters and whether or not there are any
+    yet; all others go on.
+    """
+    outbox_of(ctx).pause(destination, reason, by, ordering_key)
     if as_json:
-        emit({"destination": destination, "stop": "pause"})
-    else:
+        emit({"destination": destination, "ordering_key": ordering_key, "stop": "pause"})
+    elif ordering_key is None:
         say(f"{destination} is paused; go on with: outbox resume {destination}")
+    else:
+        go_on = f"outbox resume {destination} --key {shlex.quote(ordering_key)}"
+        say(f"the ordering key {shown(ordering_key)} of {destination} is paused; go on with: {shown(go_on)}")
 
 
 @command(example="outbox resume enos --key turbine-7")
 @click.argument("destination")
-@click.option("--key", "ordering_key", metavar="ORDERING_KEY", help="Only let this stream go on, past its dead messages.")
+@click.option(
+    "--key",
+    "ordering_key",
+    metavar="ORDERING_KEY",
+    help="Only let this ordering key go on, if it is paused, and past its dead messages.",
+)
 @by_option
 @json_option
 @click.pass_context
 def resume(ctx: click.Context, destination: str, ordering_key: str | None, by: str, as_json: bool) -> None:
     """Let DESTINATION go on, whatever stopped it: a pause, our credentials, a reject streak, the breaker.
 
-    If it was in trouble, one message goes first. Exit code 3 when nothing was stopped.
+    If it was in trouble, one message goes first. Exit code 3 when nothing was stopped. Ordering keys that are paused stay so
+    until they are named.
     """
     changed = outbox_of(ctx).resume(destination, by, ordering_key=ordering_key)
     what = f"the stream {ordering_key} of {destination}" if ordering_key else destination
@@ -138,13 +154,23 @@ def audit(ctx: click.Context, limit: int, as_json: bool) -> None:
     names = ("id", "at", "actor", "action", "messages")
     cells = [[*(row[name] for name in names), "yes" if row["finished_at"] else "no", row["selection"]] for row in rows]
     table(("ACT", "AT", "WHO", "WHAT", "MESSAGES", "OVER", "WHICH"), cells, spare=("AT", "WHO"))
-    if unfinished := [row for row in rows if row["finished_at"] is None]:
-        say("under way, or interrupted; go on with: " + ", ".join(_command(row["action"], row["id"]) for row in unfinished))
+    for row in rows:
+        if row["finished_at"] is None:  # a line for each, or a terminal would break it in the middle of a command
+            say(f"act {row['id']} is under way, or interrupted; go on with: {_command(row['action'], row['id'])}")
 
 
 def _how_to_go_on(act: Act) -> str:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from outbox.errors import OutboxError
+
+    over = False
+    with suppress(SQLAlchemyError, OutboxError):  # then what it noted itself is what is known
+        over = act.look()
     if act.id is None:
         return "before anything was done"
+    if over:
+        return f"after {_messages(act.messages)}, which was all of it"
     return f"after {_messages(act.messages)}; go on with: {_command(act.action, act.id)}"
 
 
@@ -202,7 +228,7 @@ def _ask(action: Action, selection: Selection, preview: Preview, *, yes: bool) -
 
 def _confirm(what: str) -> None:
     """Ask; where nobody can be asked, refuse."""
-    if not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         raise click.UsageError(f"this would {what}; say --yes if that is meant")
     click.confirm(f"{what}?", abort=True, err=True)
 
@@ -225,7 +251,7 @@ def _run(ctx: click.Context, act: Act, expected: int | None) -> None:
 @contextmanager
 def _bar(act: Act, expected: int | None) -> Iterator[Callable[[int], object]]:
     """On a terminal a bar on standard error; elsewhere nothing."""
-    if not (sys.stderr.isatty() and colourful()):
+    if not (is_terminal(sys.stderr) and colourful()):
         yield lambda _messages: None
         return
     from rich.console import Console
@@ -245,7 +271,7 @@ def _line(action: Action, selection: Selection, preview: Preview) -> str:
     """What an act would be done to, in one line."""
     from outbox.units import bytes_in_words
 
-    more = [f"with {preview.files:,} files" if preview.files else ""]
+    more = [f"with {counted(preview.files, 'file')}" if preview.files else ""]
     more += [f"{preview.may_be_duplicates:,} may arrive twice" if preview.may_be_duplicates else ""]
     size = bytes_in_words(preview.bytes + preview.file_bytes)
     extra = "".join(f", {each}" for each in more if each)

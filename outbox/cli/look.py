@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from outbox.cli.context import outbox_of
+from outbox.cli.context import outbox_of, own_words
 from outbox.cli.options import Number, command, json_option
-from outbox.cli.printing import colourful, columns, emit, shown, width
+from outbox.cli.printing import colourful, columns, emit, is_terminal, say, shown, width
+from outbox.counting import counted, verb
 
 if TYPE_CHECKING:
     from outbox.views import DestinationStatus, SpoolStatus, Status
@@ -46,7 +47,7 @@ def status(ctx: click.Context, watch: float | None, as_json: bool) -> None:
         _print(look(), as_json=as_json)
         return
     try:
-        if as_json or not (sys.stdout.isatty() and colourful()):
+        if as_json or not (is_terminal(sys.stdout) and colourful()):
             _print_again(look, watch, as_json=as_json)
         else:
             _redraw(look, watch)
@@ -59,17 +60,17 @@ def _print(found: Status, *, as_json: bool) -> None:
         emit(asdict(found))
         return
     for number, line in enumerate(_report(found, width())):
-        click.echo(click.style(line, bold=True) if number == 0 and sys.stdout.isatty() and colourful() else line)
+        click.echo(click.style(line, bold=True) if number == 0 and is_terminal(sys.stdout) and colourful() else line)
 
 
 def _print_again(look: Callable[[], Status], seconds: float, *, as_json: bool) -> None:
     while True:
         found = _looked(look)
         if isinstance(found, str):
-            click.echo(f"outbox: {found}", err=True)
+            say(f"outbox: {found}")
         else:
             if not as_json:
-                click.echo(f"{shown(found.at)}Z")
+                click.echo(shown(found.at))
             _print(found, as_json=as_json)
             if not as_json:
                 click.echo()
@@ -84,7 +85,7 @@ def _redraw(look: Callable[[], Status], seconds: float) -> None:
     with Live(screen=True, auto_refresh=False) as live:
         while True:
             found = _looked(look)
-            told = [found] if isinstance(found, str) else [*_report(found, width()), "", f"{shown(found.at)}Z; Ctrl-C ends"]
+            told = [found] if isinstance(found, str) else [*_report(found, width()), "", f"{shown(found.at)}; Ctrl-C ends"]
             live.update(Text("\n".join(told), no_wrap=True, overflow="crop"), refresh=True)
             time.sleep(seconds)
 
@@ -98,7 +99,7 @@ def _looked(look: Callable[[], Status]) -> Status | str:
     try:
         return look()
     except (OutboxError, SQLAlchemyError) as error:
-        return f"cannot look: {shown(str(error).splitlines()[0] if str(error) else type(error).__name__)}; trying again"
+        return f"cannot look: {shown(own_words(error))}; trying again"
 
 
 def _report(found: Status, room: int | None) -> Iterator[str]:
@@ -131,7 +132,10 @@ def _remarks(name: str, each: DestinationStatus, found: Status) -> Iterator[str]
     if each.stop or each.open_until:
         yield f"{name}: {_why(name, each, found.at)}"
     elif each.ramp is not None:
-        yield f"{name}: recovers from trouble; {each.ramp} uploads at a time for now"
+        yield f"{name}: recovers from trouble; {counted(each.ramp, 'upload')} at a time for now"
+    if each.paused_keys:
+        keys = f"{counted(each.paused_keys, 'ordering key')} {verb(each.paused_keys, 'is', 'are')}"
+        yield f"{name}: {keys} paused; see: outbox explain {name}"
     if each.dead:
         reasons = ", ".join(f"{count} {reason}" for reason, count in each.dead_by_reason.items())
         yield f"{name}: dead are {reasons}; see: outbox list --state dead --destination {name}"
@@ -143,19 +147,21 @@ def _remarks(name: str, each: DestinationStatus, found: Status) -> Iterator[str]
 
 def _why(name: str, each: DestinationStatus, now: datetime) -> str:
     """Why a destination is stopped: who, since when, and when the next try is."""
-    since = f", since {shown(each.stopped_at)}Z ({_since(each.stopped_at, now)})" if each.stopped_at else ""
+    since = f", since {shown(each.stopped_at)} ({_since(each.stopped_at, now)})" if each.stopped_at else ""
     words = f": {shown(each.stop_text)}" if each.stop_text else ""
     if each.stop == "pause":
         return f"pause by {shown(each.stopped_by)}{words}{since}; go on with: outbox resume {name}"
     if each.stop == "credentials":
         why = f"credentials are refused{words}{since}"
     elif each.stop == "reject_streak":
-        why = f"reject streak, {each.reject_streak} messages rejected one after the other{words}{since}"
+        refused = shown(each.stop_text or f"refused {counted(each.reject_streak, 'message')}, one after the other")
+        why = f"reject streak: it {refused}{since}"
     elif each.stop:
         why = f"{each.stop}{words}{since}"
     else:
-        why = f"breaker, after {each.failures} failures"
-    return f"{why}; next try {_until(each.open_until, now)}"
+        why = f"breaker, after {counted(each.failures, 'failure')}"
+    then = f"; once that is mended, go on with: outbox resume {name}" if each.stop == "reject_streak" else ""
+    return f"{why}; next try {_until(each.open_until, now)}{then}"
 
 
 def _until(when: datetime | None, now: datetime) -> str:
@@ -163,7 +169,7 @@ def _until(when: datetime | None, now: datetime) -> str:
 
     if when is None or when <= now:
         return "as soon as a worker looks"
-    return f"in {in_words(when - now)}, {shown(when)}Z"
+    return f"in {in_words(when - now)}, {shown(when)}"
 
 
 def _since(when: datetime | None, now: datetime) -> str | None:
@@ -187,10 +193,11 @@ def _around(found: Status) -> Iterator[str]:
     """The spool, the last hour, the workers, and whoever is in the way of all."""
     from outbox.units import bytes_in_words, in_words
 
-    yield f"spool: {found.spool.files} files, {bytes_in_words(found.spool.bytes)}{_room_left(found.spool)}"
+    yield f"spool: {counted(found.spool.files, 'file')}, {bytes_in_words(found.spool.bytes)}{_room_left(found.spool)}"
     hour = found.last_hour
-    came = f"{hour.arrived_messages} messages came, {bytes_in_words(hour.arrived_bytes)}"
-    left = f"{hour.delivered_messages} were delivered, {bytes_in_words(hour.delivered_bytes)}"
+    came = f"{counted(hour.arrived_messages, 'message')} came, {bytes_in_words(hour.arrived_bytes)}"
+    went = f"{hour.delivered_messages:,} {verb(hour.delivered_messages, 'was', 'were')} delivered"
+    left = f"{went}, {bytes_in_words(hour.delivered_bytes)}"
     yield f"last hour: {came}; {left}{_backlog(found)}"
     yield f"workers: {found.workers}" if found.workers else "workers: none is running; start one with: outbox worker"
     oldest = found.oldest_transaction

@@ -25,6 +25,7 @@ class Code(StrEnum):
     ABANDONED = "abandoned"  #: it is claimed by a worker that is gone
     NOT_DECLARED = "not_declared"  #: these settings do not know the destination
     PAUSED = "paused"  #: a person stopped the destination
+    KEY_PAUSED = "key_paused"  #: a person stopped its ordering key
     NO_WORKER = "no_worker"  #: none is alive
     NOT_SERVED = "not_served"  #: no live one serves the destination
     SPOOL = "spool"  #: its files cannot be looked at

@@ -11,7 +11,7 @@ from outbox.explaining.causes import Code, Found, Weight, found
 from outbox.explaining.facts import DestinationFacts, MessageFacts
 from outbox.explaining.words import at_time, brief, counted, waits
 from outbox.limits import LEARNED_DOUBLES_IN, drawn, has_room, learned_limit, refill_wait, refilled
-from outbox.model import Lane
+from outbox.model import Lane, Pause
 from outbox.patience import Passage, Stop, passage, resumed
 from outbox.policy import POLL, send_deadline
 from outbox.units import bytes_in_words, in_words
@@ -34,6 +34,8 @@ def of_destination(place: DestinationFacts) -> list[Found]:
         if place.policy.on_dead == "skip":
             next_ = "a worker of this destination, which skips the dead, lets the others go on at its next look"
         causes.append(found(Weight.NOTE, Code.ORDER_DEAD, keys, next_))
+    if place.paused_keys:
+        causes.append(_keys_paused(place))
     held = any(each.weight in (Weight.ACT, Weight.WAIT) for each in causes)
     if not place.due:
         busy = place.traffic.small + place.traffic.large
@@ -44,6 +46,22 @@ def of_destination(place: DestinationFacts) -> list[Found]:
         sentence = f"nothing stands in the way of {place.name}: what is due goes with the next turn"
         causes.append(found(Weight.NOTE, Code.READY, sentence, f"a worker looks again within {in_words(POLL)}"))
     return causes
+
+
+def _keys_paused(place: DestinationFacts) -> Found:
+    number, named = place.paused_keys, [f"{each.ordering_key!r} {said(each)}" for each in place.paused]
+    more = f"; and {number - len(named):,} more" if number > len(named) else ""
+    sentence = (
+        f"{counted(number, 'ordering key')} of {place.name} {'is' if number == 1 else 'are'} paused: {'; '.join(named)}{more}"
+    )
+    next_ = f"nothing of such a key is sent until a person lets it go on: outbox resume {place.name} --key KEY"
+    return found(Weight.NOTE, Code.KEY_PAUSED, sentence, next_)
+
+
+def said(pause: Pause) -> str:
+    """Who paused an ordering key, since when, and why."""
+    words = f": {brief(pause.text)}" if pause.text else ""
+    return f"by {pause.paused_by or 'somebody'} since {at_time(pause.paused_at)}{words}"
 
 
 def not_declared(place: DestinationFacts) -> Iterator[Found]:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from outbox.explaining.words import brief
 from outbox.limits import Bucket, Learned, Traffic
+from outbox.model import Pause
 from outbox.patience import Breaker
 from outbox.policy import GONE_AFTER, Policy
 from outbox.timekeeping import SKEW, When
@@ -96,6 +97,8 @@ class DestinationFacts:
     smaller_due: bool  #: anything but in the large lane
     next_due: datetime | None  #: if nothing is due
     blocked_keys: int  #: ordering keys that a dead message holds up
+    paused_keys: int = 0  #: ordering keys that a person has paused
+    paused: tuple[Pause, ...] = ()  #: the first few of them
 
     @property
     def alive(self) -> list[WorkerSeen]:
@@ -181,6 +184,7 @@ class MessageFacts:
     attached: tuple[AttachedFile, ...]
     before: int  #: what goes before it in its lane, counted up to a bound
     before_it: str  #: and what that is
+    pause: Pause | None = None  #: of its ordering key
 
     def __str__(self) -> str:
         return f"message {self.id}"

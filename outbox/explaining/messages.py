@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import assert_never
 
 from outbox.explaining.causes import Code, Found, Weight, found
-from outbox.explaining.destinations import crowded, learned, not_declared, stopped, without_worker
+from outbox.explaining.destinations import crowded, learned, not_declared, said, stopped, without_worker
 from outbox.explaining.facts import Answered, DestinationFacts, MessageFacts, StreamFacts, Upload
 from outbox.explaining.words import at_time, brief, counted, nth, waits
 from outbox.model import Lane, Message, Outcome, Reason, State
@@ -29,7 +29,7 @@ def of_message(message: MessageFacts, place: DestinationFacts) -> list[Found]:
         case State.DEAD:
             return [_dead(message), *_holds_up(message, place)]
         case State.CLAIMED:
-            return [*_claimed(message, place), *not_declared(place), *stopped(place, message)]
+            return [*_claimed(message, place), *not_declared(place), *stopped(place, message), *_key_paused(message, place)]
         case State.PENDING:
             return _pending(message, place)
         case _:
@@ -40,6 +40,7 @@ def _pending(message: MessageFacts, place: DestinationFacts) -> list[Found]:
     causes = [
         *_of_its_files(message),
         *_of_its_time(message, place.when),
+        *_key_paused(message, place),
         *_of_its_order(message, place),
         *_of_its_company(message, place),
         *not_declared(place),
@@ -229,6 +230,20 @@ def _put_off(message: MessageFacts, when: When) -> Found:
         sentence = f"{message} is not due {until}"
         return found(Weight.WAIT, Code.NOT_DUE, sentence, "it is due then, and goes with the next turn", message.due_at)
     return found(Weight.WAIT, Code.BACKOFF, sentence, next_, message.due_at)
+
+
+def _key_paused(message: MessageFacts, place: DestinationFacts) -> Iterator[Found]:
+    pause = message.pause
+    if pause is None:
+        return
+    resume = f"outbox resume {place.name} --key {shlex.quote(pause.ordering_key)}"
+    sentence = f"ordering key {pause.ordering_key!r} of {message} is paused {said(pause)}"
+    if message.state == State.CLAIMED:
+        next_ = f"what is being sent is finished; should it have to be tried again, it waits for: {resume}"
+        yield found(Weight.NOTE, Code.KEY_PAUSED, sentence, next_)
+    else:
+        next_ = f"nothing of that key is sent until a person lets it go on: {resume}"
+        yield found(Weight.ACT, Code.KEY_PAUSED, sentence, next_)
 
 
 def _of_its_order(message: MessageFacts, place: DestinationFacts) -> Iterator[Found]:

@@ -15,15 +15,20 @@ def of_schema(words: str, *, newer: bool) -> Found:
     next_ = (
         "no worker of this version starts until durable-outbox is upgraded here; newer ones go on"
         if newer
-        else "no worker of this version starts until then; older ones that still run go on"
+        else "no worker of this version starts until then; if an older one works in it already, that one goes on"
     )
     return found(Weight.ACT, Code.SCHEMA, words, next_)
 
 
 def of_database(words: str) -> Found:
     """The database cannot be asked; `words` say why."""
-    next_ = "workers try again all the time, and nothing is lost; what is in it moves again when it can be read"
-    return found(Weight.ACT, Code.DATABASE, brief(words), next_)
+    next_ = (
+        "nothing moves until it can be read: a worker that runs tries again by itself, or ends if the database is damaged, and "
+        "none can be started; see: outbox doctor"
+    )
+    # What follows is for programmers: the driver's hints, and where SQLAlchemy explains its errors.
+    said = words.partition("\n")[0].partition(" (Background on")[0]
+    return found(Weight.ACT, Code.DATABASE, brief(said), next_)
 
 
 def of_clock(now: datetime) -> Iterator[Found]:
@@ -37,9 +42,8 @@ def of_clock(now: datetime) -> Iterator[Found]:
 def of_several(word: str, meanings: list[str]) -> Found:
     """A word that means more than one thing."""
     sentence = f"{word!r} means {len(meanings)} things: {'; '.join(meanings)}"
-    return found(
-        Weight.FIRST, Code.AMBIGUOUS, sentence, "each is explained here; an id, or a key with --destination, means one"
-    )
+    next_ = "whatever holds up any of them follows, once if it holds up several; another id, or --destination, means fewer"
+    return found(Weight.FIRST, Code.AMBIGUOUS, sentence, next_)
 
 
 def of_room(words: str) -> Found:

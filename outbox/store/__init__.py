@@ -10,6 +10,8 @@
     purging    purge: final messages go, and the files nobody refers to
     living     workers: beat, gone, rescue, release
     keeping    the spool's rows: what may be freed, what is rubbish
+    pausing    ordering keys that a person has paused
+    marking    the mark that a database shares with its spool
     causes     what holds a message or a destination up
     looking    status, list, show
     checking   what a checkup reads, every row as it lies there

@@ -26,7 +26,21 @@ from sqlalchemy import (
 
 from outbox.model import FINAL, Lane, Selection, State
 from outbox.store import looking, selecting
-from outbox.tables import Instant, attachment, audit, claimed, file, head, in_share, in_stream, loose, message, pending
+from outbox.tables import (
+    Instant,
+    attachment,
+    audit,
+    claimed,
+    file,
+    head,
+    in_share,
+    in_stream,
+    loose,
+    message,
+    pause,
+    pending,
+    share,
+)
 from outbox.verdict import cleaned
 
 Action: TypeAlias = Literal["replay", "cancel", "purge"]
@@ -275,6 +289,10 @@ def _others(connection: Connection, action: Action, selection: Selection, among:
     return {name: count for name, count in found.items() if count}
 
 
+# One of an ordering key that is paused keeps its place there; any other waits for nobody's turn any more.
+_held = exists().where(
+    share.c.id == message.c.share_id, pause.c.destination == share.c.destination, pause.c.ordering_key == share.c.ordering_key
+)
 _AFRESH = (
     update(message)
     .where(_in_ids)
@@ -291,9 +309,9 @@ _AFRESH = (
             "scheduled": False,
             "expires_at": None,
             "suspect": False,
-            "share_id": None,
+            "share_id": case((_held, message.c.share_id), else_=None),
             "replays": message.c.replays + 1,
-            "lane": case((message.c.lane == Lane.LARGE, Lane.LARGE.value), else_=Lane.BULK.value),
+            "lane": case((or_(message.c.lane == Lane.LARGE, _held), message.c.lane), else_=Lane.BULK.value),
         }
     )
     .returning(message.c.id)

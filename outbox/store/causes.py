@@ -19,9 +19,9 @@ from outbox.explaining.facts import (
     WorkerSeen,
 )
 from outbox.explaining.words import COUNTED
-from outbox.model import FINAL, Lane, Outcome, State
+from outbox.model import FINAL, Lane, Outcome, Pause, State
 from outbox.policy import Policy
-from outbox.store import breaker, claiming, looking, streams
+from outbox.store import breaker, claiming, looking, pausing, streams
 from outbox.tables import (
     attempt,
     claimed,
@@ -87,6 +87,8 @@ def destination_facts(connection: Connection, name: str, policy: Policy, when: W
         smaller_due=due and claiming.anything_due(connection, name, smaller, when),
         next_due=None if due else _next_due(connection, name),
         blocked_keys=_bounded(connection, select(head.c.stream_id).where(*_held_up(name))),
+        paused_keys=_bounded(connection, pausing.keys_of(name)),
+        paused=tuple(pausing.of_destination(connection, name, _NAMED)),
     )
 
 
@@ -109,9 +111,12 @@ def message_facts(connection: Connection, message_id: int, when: When) -> Messag
         ),
         before=before,
         before_it=before_it,
+        pause=_pause(connection, row),
     )
 
 
+#: So many ordering keys of a destination are named, of those that are paused.
+_NAMED = 3
 #: Columns of a message that are facts as they are.
 _TOLD = tuple(name for name in MessageFacts.__dataclass_fields__ if name in message.c)
 
@@ -167,8 +172,8 @@ def _next_due(connection: Connection, name: str) -> datetime | None:
         mine = (message.c.destination == name, message.c.lane == lane, pending, loose)
         first = select(message.c.due_at).where(*mine).order_by(message.c.due_at, message.c.id).limit(1)
         found.append(connection.execute(first).scalar_one_or_none())
-    going = (head.c.claimed_by.is_(None), head.c.blocked_by.is_(None))
-    for table, conditions in ((head, going), (share, ())):
+    going = (head.c.claimed_by.is_(None), head.c.blocked_by.is_(None), head.c.stream_id.not_in(pausing.streams_of(name)))
+    for table, conditions in ((head, going), (share, (share.c.id.not_in(pausing.shares_of(name)),))):
         waits = (table.c.destination == name, table.c.due_at.is_not(None), *conditions)
         found.append(connection.execute(select(func.min(table.c.due_at)).where(*waits)).scalar_one())
     return min((each for each in found if each is not None), default=None)
@@ -211,6 +216,13 @@ def _stream(connection: Connection, row: Any) -> StreamFacts:
         before=0 if final else _bounded(connection, others.where(message.c.stream_number < row.stream_number)),
         behind=_bounded(connection, others.where(message.c.stream_number > row.stream_number)) if final else 0,
     )
+
+
+def _pause(connection: Connection, row: Any) -> Pause | None:
+    """The pause of the ordering key of a message."""
+    mine, its = (stream, row.stream_id) if row.stream_id is not None else (share, row.share_id)
+    key = connection.execute(select(mine.c.ordering_key).where(mine.c.id == its)).scalar_one_or_none()
+    return pausing.of_key(connection, row.destination, key) if key is not None else None
 
 
 def _neighbour(connection: Connection, message_id: int | None) -> Neighbour | None:

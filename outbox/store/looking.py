@@ -11,7 +11,7 @@ from sqlalchemy import Column, Connection, RowMapping, and_, case, func, or_, se
 from outbox.limits import Learned, learned_limit
 from outbox.model import Lane
 from outbox.patience import Stop
-from outbox.store import claiming
+from outbox.store import claiming, pausing
 from outbox.tables import (
     attachment,
     attempt,
@@ -42,15 +42,15 @@ def alive(connection: Connection) -> int:
     return connection.execute(select(func.count()).where(worker.c.gone.is_(False))).scalar_one()
 
 
+#: What is counted of a destination.
+_COUNTED = ("due", "waiting", "claimed", "dead", "delivered_last_hour", "blocked_keys", "paused_keys")
 #: What a destination's row tells an operator.
 _OF_DESTINATION = ("stop", "stop_text", "stopped_by", "stopped_at", "open_until", "ramp", "learned_bytes")
 
 
 def nothing() -> dict[str, Any]:
     """What is told of a destination that no message was ever for."""
-    numbers = dict.fromkeys(
-        ("due", "waiting", "claimed", "dead", "delivered_last_hour", "failures", "reject_streak", "blocked_keys"), 0
-    )
+    numbers = dict.fromkeys((*_COUNTED, "failures", "reject_streak"), 0)
     return numbers | dict.fromkeys(("oldest_due_at", *_OF_DESTINATION)) | {"dead_by_reason": {}}
 
 
@@ -73,6 +73,8 @@ def counts(connection: Connection, now: datetime) -> dict[str, dict[str, Any]]:
     held_up = select(head.c.destination, func.count()).where(head.c.blocked_by.is_not(None)).group_by(head.c.destination)
     for name, total in connection.execute(held_up).all():
         of(name)["blocked_keys"] = total
+    for name, total in pausing.counted(connection).items():
+        of(name)["paused_keys"] = total
     # A condition for each partial index, so that the delivered ones are never walked.
     due = func.sum(case((message.c.due_at <= now, 1), else_=0)).label("due")
     columns = (
@@ -231,15 +233,18 @@ class HeldUp(NamedTuple):
     stop: str | None
     open_until: datetime | None
     blocked: bool  #: a dead message is in front of it
+    paused: bool  #: its ordering key is
 
 
 def held_up(connection: Connection, row: RowMapping) -> HeldUp:
-    """What holds up a message besides its own time: its destination, and its stream."""
+    """What holds up a message besides its own time: its destination, its stream, and a person."""
     of_destination = select(destination.c.stop, destination.c.open_until).where(destination.c.name == row["destination"])
     stop, open_until = connection.execute(of_destination).one_or_none() or (None, None)
     in_front = select(head.c.blocked_by).where(head.c.stream_id == row["stream_id"], head.c.blocked_by.is_not(None))
     blocked = row["stream_id"] is not None and connection.execute(in_front).one_or_none() is not None
-    return HeldUp(stop, open_until, blocked)
+    key = row["ordering_key"]
+    paused = key is not None and pausing.of_key(connection, row["destination"], key) is not None
+    return HeldUp(stop, open_until, blocked, paused)
 
 
 def files_of(connection: Connection, message_id: int) -> Sequence[RowMapping]:
@@ -269,7 +274,10 @@ def attempts_of(connection: Connection, message_id: int) -> Sequence[RowMapping]
 
 
 def anything_left(connection: Connection, names: Collection[str], now: datetime) -> bool:
-    """Whether a message is due or claimed. Blocked streams and destinations that are left alone for now do not count."""
+    """Whether a message is due or claimed.
+
+    What is blocked or paused, and destinations that are left alone for now, do not count.
+    """
     open_for_now = and_(destination.c.open_until.is_not(None), destination.c.open_until > now)
     paused = and_(destination.c.stop.is_not(None), destination.c.stop == Stop.PAUSE)
     willing = select(destination.c.name).where(destination.c.name.in_(names), ~or_(open_for_now, paused))

@@ -10,6 +10,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, bin
 
 from outbox.database import insert_or_nothing
 from outbox.model import Lane
+from outbox.store import pausing
 from outbox.store.arriving import NewMessage
 from outbox.tables import has_come, in_share, message, share
 from outbox.timekeeping import When
@@ -20,7 +21,8 @@ _TOGETHER = 100
 
 def due(name: str, lanes: Collection[Lane], when: When) -> ColumnElement[bool]:
     """The condition of a share that may have a message to claim."""
-    return and_(share.c.destination == name, share.c.lane.in_(lanes), has_come(share.c.due_at, share.c.scheduled, when))
+    come = has_come(share.c.due_at, share.c.scheduled, when)
+    return and_(share.c.destination == name, share.c.lane.in_(lanes), come, share.c.id.not_in(pausing.shares_of(name)))
 
 
 def join(connection: Connection, new: NewMessage, ordering_key: str) -> int:
@@ -84,6 +86,12 @@ def release(connection: Connection, shares: Collection[int], when: When) -> set[
     locked = set(connection.execute(mine.with_for_update(skip_locked=True, key_share=True)).scalars())
     stand(connection, locked, when)
     return set(shares) - locked
+
+
+def of_key(connection: Connection, name: str, ordering_key: str) -> list[int]:
+    """The shares of an ordering key."""
+    mine = (share.c.destination == name, share.c.ordering_key == ordering_key)
+    return list(connection.execute(select(share.c.id).where(*mine)).scalars())
 
 
 def strayed(connection: Connection, name: str) -> list[int]:

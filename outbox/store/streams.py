@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, Row, and_, bindparam, exists, func, select, update
 
 from outbox.model import Lane, State
+from outbox.store import pausing
 from outbox.tables import claimed, dead_in_stream, has_come, head, in_stream, message, pending, stream, unfinished
 from outbox.timekeeping import When
 
@@ -20,6 +21,7 @@ def due(name: str, lanes: Collection[Lane], when: When) -> ColumnElement[bool]:
         has_come(head.c.due_at, head.c.scheduled, when),
         head.c.claimed_by.is_(None),
         head.c.blocked_by.is_(None),
+        head.c.stream_id.not_in(pausing.streams_of(name)),
     )
 
 
