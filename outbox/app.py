@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import threading
 import warnings
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import URL, Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 # Here, and not where it is needed: SQLAlchemy looks for its ORM at odd moments, and threads that begin to import it at once
 # trip over each other.
@@ -37,6 +38,7 @@ from outbox.errors import (
     SchemaError,
     SpoolError,
 )
+from outbox.marks import Marking
 from outbox.model import Attachment, Enqueued, FileSource, Lane, SpooledFile, State
 from outbox.operations import Operations
 from outbox.policy import HANDFUL, RESERVE, SWEEP_GRACE, Retention
@@ -50,11 +52,14 @@ from outbox.units import bytes_in_words
 from outbox.views import Views
 from outbox.why import Explaining
 
+log = logging.getLogger("outbox.app")
+
 
 class Outbox(Operations, Explaining, Views):
     """A database, a spool and the destinations; what a program enqueues through and a worker works on.
 
-    `database` is a URL, or an engine on the database that the program uses itself. `spool` is a directory or a Spool. `roots`
+    `database` is a URL, or an engine on the database that the program uses itself. `spool` is a directory or a Spool, this
+    database's alone: both get the same mark, and what belongs to another database is refused with ConfigurationError. `roots`
     are the directories that paths given to `enqueue` must lie in; none means anywhere. `durability` says what happens when a
     caller's connection would lose a commit at a power cut: "warn" once, "strict" refuses, "ignore" is for tests. `retention`
     says how long what is over is kept. `quota` is how many bytes of files the spool may hold. `reserve` is how many bytes of a
@@ -98,6 +103,7 @@ class Outbox(Operations, Explaining, Views):
         self.quota = quota
         self.retention = retention or Retention()
         self.room = Room(self.database, self.spool_store, quota, reserve)
+        self.marks = Marking(self.database, self.spool_store, self.ambient)
         self.care = Care(self.database, self.spool_store, self.ambient, self.destinations, self.retention, self.room)
 
     def __repr__(self) -> str:
@@ -131,9 +137,9 @@ class Outbox(Operations, Explaining, Views):
         A key is remembered for as long as its message is kept.
 
         Raises Refused with every fault found, before anything is written; UnknownDestination; KeyConflict; OutOfRoom when the
-        quota, a disk or the database is full; SpoolError when the spool cannot take a file; NotDurable with
-        durability="strict". The transaction stays usable after each of them, unless a database that ran full in the middle of a
-        statement has rolled it back: then its connection says so.
+        quota, a disk or the database is full; SpoolError when the spool cannot take a file; ConfigurationError when it belongs
+        to another database; NotDurable with durability="strict". The transaction stays usable after each of them, unless a
+        database that ran full in the middle of a statement has rolled it back: then its connection says so.
         """
         if not isinstance(session, Session | Connection | scoped_session):
             raise TypeError(f"expected a SQLAlchemy Session or Connection, got {type(session).__name__}")
@@ -202,7 +208,14 @@ class Outbox(Operations, Explaining, Views):
         Such files are left by rolled-back transactions and killed producers. They can be taken back for seven times the grace
         and are deleted then. `grace` must exceed the longest transaction: zero is for a system that stands still, and deletes
         at once.
+
+        Raises ConfigurationError, and touches nothing, when the spool belongs to another database. One that has no mark yet
+        gets it here: call this outside of your transactions.
         """
+        try:
+            self.mark_spool()
+        except OutOfRoom as error:  # sweeping makes room
+            log.warning("the spool cannot be marked for now: %s", error)
         now = self.ambient.now()
         swept = 0
         old = (entry.name for entry in self.spool_store.list() if entry.modified_at <= now - grace)
@@ -215,6 +228,16 @@ class Outbox(Operations, Explaining, Views):
             self.spool_store.delete(name)
         self.spool_store.clean(self.ambient.now() - grace)
         return swept
+
+    def mark_spool(self, *, adopt: bool = False) -> None:
+        """Give this database and its spool the same mark, as far as they have none; a worker does so when it starts.
+
+        Raises ConfigurationError, and changes nothing, when the spool belongs to another database, or to this one before it was
+        lost. With `adopt` it is this database's from now on, and the one that had it must be used no more: files that no row of
+        this database vouches for are swept after a day, and gone a week later. A spool that is not there is not made. Call this
+        outside of your transactions.
+        """
+        self.marks.settle(adopt=adopt)
 
     def _without_row(self, names: Iterator[str]) -> Iterator[str]:
         """Of these files, those that no row vouches for, a handful at a time."""
@@ -270,9 +293,10 @@ class Outbox(Operations, Explaining, Views):
         return attachments, fresh
 
     def _mind_spool(self) -> None:
-        """Raises SpoolError when the spool is gone that the database has files in.
+        """Raises SpoolError when the spool is gone that the database has files in, ForeignSpool when it is another's.
 
-        One made anew, on the disk that a mount should have covered, would make them look lost.
+        One made anew, on the disk that a mount should have covered, would make them look lost. Nothing is written: the caller
+        may hold the write lock, and whoever sweeps writes the mark first.
         """
         if self._spool_minded or self.database.exhausted:
             return  # the next enqueue asks; this one would wait for the connection that its own caller holds
@@ -282,6 +306,12 @@ class Outbox(Operations, Explaining, Views):
                     raise SpoolError(
                         f"{self.spool_store!r} is not there, and the database has files in it; is the disk mounted?"
                     )
+        if self.spool_store.mark() is None:
+            return  # nobody has begun to sweep it
+        try:
+            self.marks.check_at_door()
+        except SQLAlchemyError:
+            return  # whatever it is, the statements of the enqueue will say it
         self._spool_minded = True
 
     def _copy(self, offered: intake.Offered, limit: int | None) -> SpooledFile:

@@ -28,7 +28,7 @@ def place(connection: Connection, result: Result, policy: Policy, now: datetime,
     """Write what a delivery says about its destination; returns whether its messages are spared although it refused them."""
     if not result.witnessed:
         return False
-    verdict, probe = result.verdict, result.knock is not None
+    verdict, probe = result.verdict, result.probe_until is not None
     # A batch that could not even be encoded is refused too, but by us.
     answered = isinstance(verdict, Delivered) or (isinstance(verdict, Reject) and verdict.facts.status is not None)
     charged = charges_destination(verdict)
@@ -52,9 +52,9 @@ def place(connection: Connection, result: Result, policy: Policy, now: datetime,
 def _after(
     seen: Breaker, result: Result, policy: Policy, now: datetime, dice: float, *, answered: bool, charged: bool
 ) -> Breaker:
-    verdict, probe = result.verdict, result.knock is not None
+    verdict, probe = result.verdict, result.probe_until is not None
     # Another probe may have begun since ours was given up: then only that one's failure moves the next.
-    current = probe and seen.open_until == result.knock
+    current = probe and seen.open_until == result.probe_until
     if isinstance(verdict, Delivered):
         return after_delivered(seen, policy)
     if isinstance(verdict, Reject) and answered:

@@ -75,7 +75,7 @@ class Claims:
         seen = breaker.standing(connection, name)
         limited = policy.rate is not None or policy.in_flight is not None or seen.breaker.ramp is not None
         if limited:
-            # The turnstile: whoever wants to pass does so one after the other, so that what is counted stays true.
+            # Whoever wants to pass does so one after the other, so that what is counted stays true.
             seen = breaker.standing(connection, name, lock=True)
         allowed = self._passage(connection, name, seen, when)
         if allowed is Passage.NONE:
@@ -93,22 +93,22 @@ class Claims:
             waiting = self._without_second_suspect(connection, name, waiting)
             if not waiting:
                 continue
-            knock = None
+            probe_until = None
             if allowed is Passage.PROBE:
-                # The one tried least: a message that breaks its destination must not be the only one to knock.
+                # The one tried least: a message that breaks its destination must not be the only one that probes.
                 taken = [min(waiting, key=lambda each: each.attempt)]
                 opened = after_probe_began(seen.breaker, when.invented, policy)
                 if not breaker.move(connection, name, seen.breaker, opened, when.now):
                     return None
-                knock = opened.open_until
+                probe_until = opened.open_until
             else:
                 most = min(policy.batch_bytes, learned_limit(seen.learned, when.now) or policy.batch_bytes)
                 taken = fill(waiting, policy.batch_messages, most, destination.text_limit)
             if bucket is not None:
                 breaker.save_bucket(connection, name, bucket)
-            delivery = claiming.start_delivery(connection, name, lane, worker, taken, knock is not None, when.now)
+            delivery = claiming.start_delivery(connection, name, lane, worker, taken, probe_until is not None, when.now)
             messages = claiming.mark_claimed(connection, taken, worker, delivery, when)
-            return Batch(delivery, worker, name, lane, tuple(messages), when.now, knock)
+            return Batch(delivery, worker, name, lane, tuple(messages), when.now, probe_until)
         return None
 
     def expire(self) -> int:
@@ -177,7 +177,7 @@ class Claims:
         return allowed
 
     def _may_probe_large(self, connection: Connection, name: str, when: When) -> bool:
-        """Whether a large message may knock: with nothing smaller due, and no other large one under way."""
+        """Whether a large message may be the probe: with nothing smaller due, and no other large one under way."""
         if breaker.traffic(connection, name).large:
             return False
         return not claiming.anything_due(connection, name, [lane for lane in Lane if lane is not Lane.LARGE], when)

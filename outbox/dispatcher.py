@@ -104,7 +104,7 @@ class Dispatcher:
         verdict, trace_id = self._deliver(batch, began)
         size = len(batch.messages)
         self._record_or_keep(
-            Result(batch.delivery, batch.worker, name, batch.messages, size, verdict, batch.knock, trace_id=trace_id)
+            Result(batch.delivery, batch.worker, name, batch.messages, size, verdict, batch.probe_until, trace_id=trace_id)
         )
         match verdict:
             case Delivered() | Reject():
@@ -300,7 +300,7 @@ class Dispatcher:
         ids = [message.id for message in result.messages]
         if not (result.witnessed and charges_destination(result.verdict)):
             return set(ids)
-        if result.knock is not None:
+        if result.probe_until is not None:
             return set()  # while the breaker is open, no message is charged with anything
         return recording.recovered(connection, result.destination, ids)
 

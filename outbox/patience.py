@@ -61,7 +61,7 @@ def after_probe_began(breaker: Breaker, now: datetime, policy: Policy) -> Breake
 
 
 def after_silent_probe(breaker: Breaker, now: datetime) -> Breaker:
-    """The breaker after a probe that never knocked, for reasons of ours: another may at once."""
+    """The breaker after a probe that was never sent, for reasons of ours: another may at once."""
     return replace(breaker, open_until=now if breaker.is_open else None)
 
 

@@ -9,6 +9,7 @@ from typing import Literal, assert_never
 
 from outbox.errors import ConfigurationError
 from outbox.model import Outcome, State
+from outbox.units import in_words
 
 MIB = 1024 * 1024
 
@@ -92,6 +93,10 @@ class Policy:
         return max(self.backoff_schedule) if self.backoff_schedule else self.backoff_cap
 
 
+#: What is kept for longer is kept for ever: no date is so far away.
+_LONGEST_KEPT = timedelta(days=36_500)
+#: What a person has at least; less is a slip of the pen, such as 90s for 90d.
+_SHORTEST_KEPT_DEAD = timedelta(hours=1)
 #: How long the bytes of a delivered message stay in the spool.
 FREE_AFTER = timedelta(hours=1)
 
@@ -100,7 +105,9 @@ FREE_AFTER = timedelta(hours=1)
 class Retention:
     """How long what is over is kept; None is for ever. A key is remembered for as long as its message is kept.
 
-    A dead message that holds up its ordering key is kept until a person acts.
+    Zero means not at all: it goes with the next round of housekeeping. A message takes its key along, so that the same key may
+    be enqueued, and delivered, again. Dead messages wait for a person, an hour at least; one that holds up its ordering key is
+    kept until somebody acts.
     """
 
     delivered: timedelta | None = timedelta(days=7)  #: messages, from their delivery; and the uploads that delivered them
@@ -111,10 +118,21 @@ class Retention:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if value is not None and not (isinstance(value, timedelta) and value >= timedelta(0)):
+            if value is None:
+                continue
+            if not (isinstance(value, timedelta) and value >= timedelta(0)):
                 raise ConfigurationError(
                     f"expected {each.name} to be a timedelta of at least 0, or None for ever, got {value!r}"
                 )
+            if value > _LONGEST_KEPT:
+                raise ConfigurationError(
+                    f"expected {each.name} to be at most {_LONGEST_KEPT.days:,} days, or for ever, got {value.days:,} days"
+                )
+        if self.dead is not None and self.dead < _SHORTEST_KEPT_DEAD:
+            raise ConfigurationError(
+                f"expected dead to be at least {in_words(_SHORTEST_KEPT_DEAD)}, got {in_words(self.dead)}: what was given up "
+                "would be deleted before a person has seen it"
+            )
 
     def of(self, state: State) -> timedelta | None:
         """How long a message is kept from the moment that it came into this state; None is for ever."""

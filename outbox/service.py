@@ -12,7 +12,7 @@ from outbox.app import Outbox
 from outbox.errors import ConfigurationError
 from outbox.health import Health
 from outbox.metrics import Metrics
-from outbox.probes import Page, Probes
+from outbox.port import Page, Port
 from outbox.systemd import Notifier
 from outbox.watching import Watcher, Watchers
 from outbox.worker import Worker
@@ -52,24 +52,24 @@ class Service:
         self.worker = Worker(outbox, watcher=Watchers(each for each in watchers if each is not None), **options)
         self._health = health
         pages: dict[str, Callable[[], Page]] = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._scrape}
-        self._probes = Probes(http, pages) if http is not None else None
+        self._port = Port(http, pages) if http is not None else None
 
     @property
     def url(self) -> str | None:
         """Where its pages are."""
-        return self._probes.url if self._probes else None
+        return self._port.url if self._port else None
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT, `outbox worker stop` or `worker.stop()`; once. Raises what `Worker.run` does."""
         try:
-            if self._probes is not None:
-                self._probes.start()
+            if self._port is not None:
+                self._port.start()
                 log.info("probes and metrics are at %s", self.url)
             self.worker.run()
         finally:
             self._notifier.close()
-            if self._probes is not None:
-                self._probes.close()
+            if self._port is not None:
+                self._port.close()
 
     def _livez(self) -> Page:
         ailments = self.worker.ailments()

@@ -6,9 +6,8 @@ each step down. Secrets are never in the file, only where to find them: `env:NAM
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
+import stat
 import tomllib
 from dataclasses import fields
 from datetime import timedelta
@@ -16,11 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from outbox import units
+from outbox import faults, units
 from outbox.app import Outbox
 from outbox.database import parsed
 from outbox.destinations import Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
@@ -79,19 +84,51 @@ def _length_of_time(value: object) -> object:
     """What was said, 7d or forever, as a Retention has it. A bare number would not say of what."""
     if value == "forever":
         return None
-    return value if value is None or isinstance(value, timedelta) else units.duration(str(value))
+    if value is None or isinstance(value, timedelta):
+        return value
+    try:
+        return units.duration(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f'expected a time such as "12h", "7d" or "forever", got {value!r}') from None
 
 
 def _number_of_bytes(value: object) -> object:
-    return units.size(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return units.size(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f'expected a size such as "20 GiB", or a number of bytes, got {value!r}')
+    return value
 
+
+def _seconds(value: object) -> object:
+    """No truth value, which Python takes for a number."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number of seconds, got {str(value).lower()}")
+    return value
+
+
+def _at_most_a_day(value: float) -> float:
+    if not 0 <= value <= _DAY:  # nan neither
+        raise ValueError(f"expected seconds, from 0 to {_DAY:,}, got {value:g}")
+    return value
+
+
+def _more_than_nothing(value: float) -> float:
+    if not 0 < value <= _DAY:
+        raise ValueError(f"expected seconds, more than 0 and at most {_DAY:,}, got {value:g}")
+    return value
+
+
+_DAY = 86_400
 
 Length = Annotated[timedelta | None, BeforeValidator(_length_of_time)]
 Size = Annotated[int, BeforeValidator(_number_of_bytes)]
+Seconds = Annotated[float, BeforeValidator(_seconds), AfterValidator(_at_most_a_day)]
+SomeSeconds = Annotated[float, BeforeValidator(_seconds), AfterValidator(_more_than_nothing)]
 
 
 class RetentionSettings(_Strict):
-    """How long what is over is kept: 7d, 12h, or forever."""
+    """How long what is over is kept: 7d, 12h, or forever; Retention says what 0s means."""
 
     delivered: Length = Retention.delivered
     cancelled: Length = Retention.cancelled
@@ -102,9 +139,9 @@ class RetentionSettings(_Strict):
 class WorkerSettings(_Strict):
     """How a worker process behaves; seconds."""
 
-    gone_after: float = GONE_AFTER
-    stop_grace: float = STOP_GRACE
-    poll: float = POLL
+    gone_after: SomeSeconds = GONE_AFTER
+    stop_grace: Seconds = STOP_GRACE
+    poll: SomeSeconds = POLL
     http: str | None = None  #: where /livez, /readyz and /metrics are; nowhere by default
 
 
@@ -112,7 +149,7 @@ class Settings(BaseSettings):
     """Everything that can be set."""
 
     model_config = SettingsConfigDict(
-        env_prefix="OUTBOX_", env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
+        env_prefix=faults.PREFIX, env_nested_delimiter=faults.STEP, extra="forbid", hide_input_in_errors=True
     )
 
     database: str = "sqlite:///outbox.db"
@@ -130,13 +167,40 @@ class Settings(BaseSettings):
 def load(file: Path | None = None) -> tuple[Settings, Path]:
     """The settings, and the folder that relative paths in them start from.
 
-    Without `file` it is OUTBOX_CONFIG, or outbox.toml in the working directory if there is one. Raises ConfigurationError
-    with every fault found.
+    Without `file` it is OUTBOX_CONFIG, or outbox.toml in the working directory; where there is none, the environment may say
+    everything. Raises ConfigurationError with every fault found.
     """
     given = file or (Path(os.environ["OUTBOX_CONFIG"]) if os.environ.get("OUTBOX_CONFIG") else None)
-    if given is not None and not given.is_file():
-        raise ConfigurationError(f"there is no settings file {given}")
     path = given or Path(DEFAULT_FILE)
+    there = _is_there(path)
+    if given is not None and not there:
+        where = "" if given.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigurationError(f"there is no settings file {given}{where}; write one with: outbox --config {given} init")
+    loaded = _loaded(path, f"{path} and OUTBOX_..." if there else f"OUTBOX_...; there is no {path.absolute()}")
+    if not there and not loaded.model_fields_set & {"database", "destinations"}:
+        raise ConfigurationError(
+            f"there is no settings file; looked for {path.absolute()}; write one with outbox init, or say where it is with "
+            "--config (OUTBOX_CONFIG), or which program has the Outbox with --app module:attribute (OUTBOX_APP)"
+        )
+    return loaded, path.absolute().parent
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a settings file. Raises ConfigurationError when it is something else, or nobody can tell."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        kind = f"a directory; say which file in it, such as {path / DEFAULT_FILE}" if stat.S_ISDIR(mode) else "no regular file"
+        raise ConfigurationError(f"the settings file {path} is {kind}")
+    return True
+
+
+def _loaded(path: Path, sources: str) -> Settings:
+    """What file and environment say together; `sources` names them in words."""
 
     class FromFile(Settings):
         @classmethod
@@ -151,14 +215,26 @@ def load(file: Path | None = None) -> tuple[Settings, Path]:
             return (env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path))
 
     try:
-        return FromFile(), path.absolute().parent
+        return FromFile()
     except ValidationError as error:
-        listed = "; ".join(f"{'.'.join(str(step) for step in each['loc'])}: {each['msg']}" for each in error.errors())
-        raise ConfigurationError(f"the settings ({path} and OUTBOX_...) are wrong: {listed}") from None
+        raise ConfigurationError(f"the settings ({sources}) are wrong: {faults.told(error.errors(), Settings)}") from None
+    except SettingsError as error:
+        raise ConfigurationError(f"the settings ({sources}) are wrong: {_no_json(error)}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        byte = f"byte 0x{error.object[error.start]:02x} in line {line}"
+        raise ConfigurationError(f"{path} is not UTF-8 ({byte}); save it as that") from None
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _no_json(error: SettingsError) -> str:
+    """Which variable cannot be read; a list or a table comes from the environment as JSON."""
+    names = [name for name in Settings.model_fields if f'"{name}"' in str(error)]
+    variable = f"{faults.PREFIX}{names[0].upper()}" if names else "one of its variables"
+    return f"{variable}: expected JSON, a list or an object, got text that is none"
 
 
 def build(settings: Settings, folder: Path) -> Outbox:
@@ -171,23 +247,15 @@ def build(settings: Settings, folder: Path) -> Outbox:
         durability=settings.durability,
         quota=settings.quota,
         reserve=settings.reserve,
-        retention=Retention(**dict(settings.retention)),
+        retention=_retention(settings.retention),
     )
 
 
-def from_app(reference: str) -> Outbox:
-    """The Outbox at `module:attribute`, imported with the working directory on the path."""
-    module, _, attribute = reference.partition(":")
-    if not module or not attribute:
-        raise ConfigurationError(f"expected module:attribute, such as shop.outbox:outbox, got {reference!r}")
-    sys.path.insert(0, str(Path.cwd()))
+def _retention(settings: RetentionSettings) -> Retention:
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise ConfigurationError(f"cannot import {module}: {error}") from error
-    if not isinstance(found, Outbox):
-        raise ConfigurationError(f"{reference} is not an Outbox but {type(found).__name__}")
-    return found
+        return Retention(**dict(settings))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"retention: {error}") from None
 
 
 def _database(url: str, folder: Path) -> str:
@@ -217,8 +285,7 @@ def _destination(name: str, settings: DestinationSettings, folder: Path) -> Dest
     try:
         policy = _POLICY.validate_python(settings.policy)
     except ValidationError as error:
-        listed = "; ".join(f"{'.'.join(str(step) for step in each['loc'])}: {each['msg']}" for each in error.errors())
-        raise ConfigurationError(f"destinations.{name}.policy: {listed}") from None
+        raise ConfigurationError(faults.told(error.errors(), Settings, ("destinations", name, "policy"))) from None
     except ConfigurationError as error:
         raise ConfigurationError(f"destinations.{name}.policy: {error}") from None
     return TYPES[settings.type](
@@ -270,7 +337,7 @@ spool = "spool"
 # reserve = "16 MiB"
 
 [retention] # how long what is over is kept: 12h, 7d or "forever"; a key is remembered as long as its message
-# delivered = "7d"
+# delivered = "7d" # with "0s" the same key may be enqueued, and delivered, again at once
 # cancelled = "7d"
 # dead = "90d" # one that holds up its ordering key stays until you act
 # free_after = "1h" # the files of a delivered message

@@ -116,7 +116,7 @@ class Result:
     messages: tuple[Message, ...]
     size: int  #: messages in the delivery when it began
     verdict: Verdict
-    knock: datetime | None = None  #: of a probe, the `open_until` that it set when it began
+    probe_until: datetime | None = None  #: of a probe, the `open_until` that it set when it began
     witnessed: bool = True  #: False for a delivery that another worker left behind: it tells nothing about the destination
     trace_id: str | None = None  #: of its span, if it was traced
 

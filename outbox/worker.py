@@ -24,8 +24,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from outbox import migrate
 from outbox.app import Outbox
 from outbox.dispatcher import Dispatcher, WorkerGone
-from outbox.errors import ConfigurationError, DatabaseDamaged, OutboxError, OutOfRoom
+from outbox.errors import ConfigurationError, DatabaseDamaged, OutboxError, OutOfRoom, SpoolError
 from outbox.limits import lane_order
+from outbox.marks import ForeignSpool
 from outbox.model import Lane
 from outbox.policy import GONE_AFTER, HANDFUL, POLL, STOP_GRACE, Policy
 from outbox.presence import Presence
@@ -144,7 +145,8 @@ class Worker:
         """Work until SIGTERM, SIGINT or `stop()`; with `until_idle`, until nothing is due and nothing is claimed.
 
         Call it in the main thread if signals shall stop it. Raises SchemaError when the database is not migrated, or newer than
-        this code, and DatabaseDamaged when it is damaged, or was deleted or replaced meanwhile.
+        this code, ConfigurationError when the spool belongs to another database, and DatabaseDamaged when the database is
+        damaged, or was deleted or replaced meanwhile.
         """
         with self._signals, self:
             while not self._stop.wait(_LOOK_FOR_SIGNALS):
@@ -176,6 +178,10 @@ class Worker:
         self._watcher.started(self.id)
 
     def _arrive(self) -> None:
+        try:
+            self.outbox.mark_spool()
+        except SpoolError as error:  # what has no files can be delivered all the same
+            log.warning("the spool cannot be marked for now: %s", error)
         with self.outbox.database.begin() as connection:
             breaker.declare(connection, self.outbox.destinations)
             breaker.try_again(connection, self.destinations, self.outbox.ambient.now())
@@ -264,6 +270,8 @@ class Worker:
                 self.outbox.care.give_way(error)
                 if not self._stop.is_set() and not self._room_loop.running:
                     self._arm(self._room_loop, 0.0)
+            case ForeignSpool():  # said each time: whoever passes it over loses files
+                log.error("worker %s sweeps nothing: %s", self.id, error, extra={"worker_id": self.id})
             case _:
                 return False
         return True

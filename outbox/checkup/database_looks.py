@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from sqlalchemy import literal, select
 
@@ -10,6 +11,7 @@ from outbox import migrate
 from outbox.app import Outbox
 from outbox.checkup.findings import Check, Finding, in_words, ok, problem, warning
 from outbox.database import not_power_safe
+from outbox.errors import DatabaseDamaged
 from outbox.store import checking
 from outbox.units import bytes_in_words
 from outbox.units import in_words as length_in_words
@@ -31,43 +33,55 @@ class DatabaseLooks:
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._database = outbox.database
+        self.has_tables = False  #: those that this code asks: known once the schema was looked at
 
     def checks(self) -> list[Check]:
-        """What can be looked at in a database that answers."""
-        common = [Check("schema", self._schema, database=True), Check("power", self._power, database=True)]
+        """What can be looked at in a database that answers, besides its schema."""
         if self._database.kind == "sqlite":
             return [
-                *common,
+                Check("power", self._power, database=True),
                 Check("integrity", self._integrity, database=True),
                 Check("vacuum", self._vacuum, database=True),
                 Check("wal_race", self._wal_race, database=True),
                 Check("wal", self._wal),
             ]
         return [
-            *common,
+            Check("power", self._power, database=True),
             Check("checksums", self._checksums, database=True),
             Check("transactions", self._transactions, database=True),
         ]
 
     def answers(self) -> Iterator[Finding]:
+        """Whether it can be asked at all."""
         path = self._database.path
         try:
             with self._database.read() as connection:
                 connection.execute(select(literal(1)))
         except Exception as error:  # noqa: BLE001 (a driver may raise anything)
-            where = str(path) if path is not None else repr(self._database)
-            remedy = (
-                "run: outbox verify, keep a copy of the file with its -wal, and restore a backup"
-                if path is not None and path.exists()
-                else "look whether it is up and whether its address in the settings is right"
-            )
-            yield problem(f"{where} cannot be read: {in_words(error)}", remedy)
+            yield self._unreadable(error, path)
         else:
             yield ok(f"{self._database.kind} answers")
 
-    def _schema(self) -> Iterator[Finding]:
+    def _unreadable(self, error: Exception, path: Path | None) -> Finding:
+        if path is None:
+            remedy = "look whether it is up, and at its address, its user and its password in the settings"
+            return problem(f"the database cannot be read: {in_words(error)}", remedy)
+        if path.is_dir():
+            return problem(f"{path} is a directory", "name the file of the database itself in the settings")
+        if not path.exists():
+            remedy = "if there was one, look first whether its disk is mounted; for a new one run: outbox init"
+            return problem(f"there is no database {path}", remedy)
+        if isinstance(error, DatabaseDamaged):
+            remedy = "stop what uses it, keep its files (-wal and -shm too), run: outbox verify, and restore a copy"
+        else:
+            remedy = "look whether we may read and write it and its folder, and at its disk"
+        return problem(f"{path} cannot be read: {in_words(error)}", remedy)
+
+    def schema(self) -> Iterator[Finding]:
+        """Whether it is the one of this code. A newer one has all that this code asks for, an older one has not."""
         with self._database.read() as connection:
             found = migrate.current(connection)
+        self.has_tables = found is not None and found >= migrate.newest()
         if found == migrate.newest():
             yield ok(f"the schema is {found}, as this code needs")
         elif found is None or found < migrate.newest():
@@ -96,7 +110,7 @@ class DatabaseLooks:
         with self._database.inspecting() as engine, engine.begin() as connection:
             faults = checking.unsound(connection, quick=True)
         if faults:
-            remedy = "stop the workers, keep a copy of the database with its -wal file, and run: outbox verify"
+            remedy = "stop what uses it, keep its files (-wal and -shm too), run: outbox verify, and restore a copy"
             yield problem(f"the database is damaged: {faults[0].splitlines()[0]}", remedy)
         else:
             yield ok("SQLite's quick check finds nothing")

@@ -12,6 +12,7 @@ from outbox.app import Outbox
 from outbox.checkup.findings import Check, Finding, compared, ok, problem, warning
 from outbox.checkup.probe import BEAT_OLD_AFTER, alive
 from outbox.checkup.shelf import Shelf, older_than
+from outbox.counting import counted, verb
 from outbox.errors import FileChanged, FileMissing, SpoolError
 from outbox.patience import Stop
 from outbox.policy import HANDFUL, SWEEP_GRACE
@@ -68,14 +69,15 @@ class DeliveryLooks:
                 text = f"{who} runs durable-outbox {each.version}, and this is {ours}"
                 yield warning(text, "restart it with the version that is meant")
         if alive:
-            yield ok(f"{alive} worker{'s are' if alive > 1 else ' is'} alive")
+            yield ok(f"{counted(alive, 'worker')} {verb(alive, 'is', 'are')} alive")
         elif work:
-            yield problem(f"no worker is alive, and {work} messages are due", "start one with: outbox worker")
+            text = f"no worker is alive, and {counted(work, 'message')} {verb(work, 'is', 'are')} due"
+            yield problem(text, "start one with: outbox worker")
         else:
             yield warning("no worker is alive; nothing is due", "start one with: outbox worker")
         if left:
             yield (warning if alive else problem)(
-                f"{left} deliveries were left behind by workers that are gone",
+                f"{counted(left, 'delivery')} {verb(left, 'was', 'were')} left behind by workers that are gone",
                 "a worker that serves their destination takes them back within seconds; start one if none runs",
             )
 
@@ -87,17 +89,19 @@ class DeliveryLooks:
         for name in sorted({*known, *backlog}):
             each = backlog.get(name)
             unfinished = each.due + each.waiting + each.claimed if each is not None else 0
+            messages = counted(unfinished, "message")
             if name not in known:
                 if unfinished:
-                    text = f"{unfinished} messages are for {name}, which nobody declares here"
                     yield problem(
-                        text, f"declare {name} in the settings again, or cancel them: outbox cancel --destination {name}"
+                        f"{messages} {verb(unfinished, 'is', 'are')} for {name}, which nobody declares here",
+                        f"declare {name} in the settings again, or cancel them: outbox cancel --destination {name}",
                     )
             elif any(one.serving(name) for one in living):
                 yield ok(f"a worker serves {name}")
             elif living:
+                wait = f"{messages} {verb(unfinished, 'waits', 'wait')}" if unfinished else "nothing waits"
                 yield (problem if unfinished else warning)(
-                    f"no worker that is alive serves {name}; {unfinished} messages wait",
+                    f"no worker that is alive serves {name}; {wait}",
                     f"start one with: outbox worker --destination {name}",
                 )
 
@@ -111,7 +115,7 @@ class DeliveryLooks:
             match each["stop"]:
                 case None if each["open_until"] is not None:
                     next_try = f"next try {each['open_until']:%H:%M:%S} UTC"
-                    text = f"{name} is in trouble: {each['failures']} failures in a row; {next_try}"
+                    text = f"{name} is in trouble: {counted(each['failures'], 'failure')} in a row; {next_try}"
                     yield warning(text, f"run: outbox explain {name}")
                 case None:
                     yield ok(f"{name} is not stopped")
@@ -126,7 +130,7 @@ class DeliveryLooks:
                         text, f"mend the key or the secret; it is tried every 15 minutes, at once with: outbox resume {name}"
                     )
                 case _:
-                    text = f"{name} is stopped, since it refuses one message after the other: {why}"
+                    text = f"{name} is stopped, since it {why or 'refuses one message after the other'}"
                     yield problem(text, f"look at its address and orgId, then: outbox resume {name}")
 
     def _dead(self) -> Iterator[Finding]:
@@ -135,7 +139,7 @@ class DeliveryLooks:
         dead = {name: each.dead for name, each in sorted(backlog.items()) if each.dead}
         for name, number in dead.items():
             remedy = f"see why with: outbox list --state dead --destination {name}; then outbox replay or outbox cancel"
-            yield warning(f"{number} messages for {name} are dead", remedy)
+            yield warning(f"{counted(number, 'message')} for {name} {verb(number, 'is', 'are')} dead", remedy)
         if not dead:
             yield ok("no message is dead")
 
@@ -149,10 +153,10 @@ class DeliveryLooks:
             old = [each.name for each in some if older_than(each, now, grace.total_seconds())]
             with self._database.read() as connection:
                 orphans += len(set(old) - checking.vouched(connection, old))
-        seen = f"among {looked} files" if looked else "in an empty spool"
+        seen = f"among {counted(looked, 'file')}" if looked else "in an empty spool"
         if orphans:
-            remedy = "a running worker sets them aside within the hour and deletes them after a week; start one"
-            yield warning(f"no row refers to {orphans} old files {seen}", remedy)
+            remedy = "a running worker sets such files aside within the hour and deletes them after a week; start one"
+            yield warning(f"no row refers to {counted(orphans, 'old file')} {seen}", remedy)
         else:
             yield ok(f"no file without a row {seen}")
 
@@ -166,12 +170,13 @@ class DeliveryLooks:
             with self._database.read() as connection:
                 wrong = sorted(checking.vouched(connection, wrong))  # the others were freed meanwhile
         if wrong:
-            text = (
-                f"{len(wrong)} of {len(sample)} files that were looked at are missing or not as long as they were ({wrong[0]})"
-            )
+            looked = f"{len(wrong):,} of {counted(len(sample), 'file')} that {verb(len(sample), 'was', 'were')} looked at"
+            are = f"{verb(len(wrong), 'is', 'are')} missing or not as long as when enqueued"
+            text = f"{looked} {are} ({wrong[0]})"
             yield problem(text, "run: outbox verify, which names the messages; look at the disk")
         else:
-            yield ok(f"the {len(sample)} files that were looked at are there")
+            seen = f"the {counted(len(sample), 'file')} that {verb(len(sample), 'was', 'were')} looked at"
+            yield ok(f"{seen} {verb(len(sample), 'is', 'are')} there" if sample else "no file is kept")
 
     def _lies_there(self, name: str, size: int) -> bool:
         try:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from outbox.app import Outbox
 from outbox.checkup import places
 from outbox.checkup.database_looks import DatabaseLooks
@@ -15,6 +17,7 @@ from outbox.checkup.delivery_looks import DeliveryLooks
 from outbox.checkup.findings import Check, Finding, Level, in_words, problem
 from outbox.checkup.machine_looks import MachineLooks
 from outbox.checkup.remote_looks import RemoteLooks
+from outbox.errors import DatabaseDamaged, SchemaError
 from outbox.secret import conceal
 from outbox.transport import RequestsTransport, Transport
 
@@ -49,21 +52,40 @@ class Doctor:
         )
 
     def run(self) -> Iterator[Finding]:
-        """Every finding, in a fixed order. All looks begin at once, and none is waited for longer than its own deadline."""
-        database = _Running(Check("database", self._database.answers), self._deadline)
-        answered = list(database.findings())
-        well = all(each.level is not Level.PROBLEM for each in answered)
-        checks = [each for each in self._checks() if not (each.network and self._offline)]
-        running = [_Running(each, self._deadline) for each in checks if well or not each.database]
+        """Every finding, in a fixed order. First whether the database answers, then whether it has our tables; all other looks
+        begin at once, those that can be made. None is waited for longer than its own deadline."""
+        answered = _Running(Check("database", self._database.answers), self._deadline).findings()
         yield from answered
-        for each in running:
-            yield from each.findings()
-        if not well:
-            left_out = ", ".join(each.name for each in checks if each.database)
-            yield Finding("left_out", Level.WARNING, f"not looked at: {left_out}", "run this again when the database answers")
+        well = all(each.level is not Level.PROBLEM for each in answered)
+        if well:
+            yield from _Running(Check("schema", self._database.schema), self._deadline).findings()
+        tables = self._database.has_tables
+        left_out = [] if well else ["schema"]
+        looks: list[tuple[Check, _Running | None]] = []
+        for each in self._checks():
+            if not (each.network and self._offline):
+                can = (well or not each.database) and (tables or not _asks_tables(each))
+                looks.append((each, _Running(each, self._deadline) if can else None))
+        for each, look in looks:
+            found = [] if look is None else look.findings()
+            if look is None or (not tables and look.wanted_database):
+                left_out.append(each.name)
+            else:
+                yield from found
+        if left_out:
+            when = "the schema is that of this code" if well else "the database answers"
+            yield Finding("left_out", Level.WARNING, f"not looked at: {', '.join(left_out)}", f"run this again when {when}")
 
     def _checks(self) -> list[Check]:
         return [check for looks in (self._database, *self._others) for check in looks.checks()]
+
+
+#: Of what is asked of the database, what needs none of our tables: its own settings, its soundness, its time.
+_WITHOUT_TABLES = frozenset({"power", "integrity", "vacuum", "wal_race", "checksums", "transactions", "clock"})
+
+
+def _asks_tables(check: Check) -> bool:
+    return check.database and check.name not in _WITHOUT_TABLES
 
 
 class _Running:
@@ -90,6 +112,11 @@ class _Running:
         else:
             found = self._found
         return [replace(each, check=self._check.name, text=conceal(each.text)) for each in found]
+
+    @property
+    def wanted_database(self) -> bool:
+        """Whether it ended because the database had no answer for it: some ask only if there is something to ask about."""
+        return isinstance(self._error, SQLAlchemyError | SchemaError | DatabaseDamaged)
 
     def _look(self) -> None:
         try:

@@ -15,6 +15,8 @@ from outbox.checkup import places
 from outbox.checkup.findings import Check, Finding, Level, compared, ok, problem, warning
 from outbox.checkup.probe import alive
 from outbox.checkup.shelf import Shelf
+from outbox.errors import SpoolError
+from outbox.marks import ForeignSpool, Step
 from outbox.spool.directory import DirectorySpool
 from outbox.store import checking
 from outbox.timekeeping import plausible
@@ -45,6 +47,7 @@ class MachineLooks:
             Check("settings", self._settings),
             Check("permissions", self._permissions),
             Check("spool", self._spool),
+            Check("mark", self._mark),
             Check("file_system", self._file_system),
             Check("disk", self._disk),
             Check("quota", self._quota, database=True),
@@ -99,7 +102,7 @@ class MachineLooks:
         if root is None or not root.is_dir():
             return
         folders = [root, *sorted(each for each in root.iterdir() if each.is_dir() and not each.is_symlink())]
-        yield from folders
+        yield from (*folders, root / ".outbox")
         for folder in folders[1:]:
             yield from itertools.islice((each for each in folder.iterdir() if each.is_file()), 4)
 
@@ -121,6 +124,20 @@ class MachineLooks:
                 yield problem(f"{text}, and {files} files should be in it", "look whether its disk is mounted")
             else:
                 yield warning(text, "run: outbox init, or look whether its disk is mounted; the first file makes it too")
+
+    def _mark(self) -> Iterator[Finding]:
+        """Whether the spool is this database's."""
+        try:
+            step = self._outbox.marks.check()
+        except ForeignSpool as error:
+            yield problem(f"{error.text}: nothing is swept, and new files are refused", error.remedy)
+        except SpoolError as error:
+            text, _, remedy = str(error).partition("; ")
+            yield problem(text, remedy or "look whether its disk is well, and whether we may read it")
+        else:
+            yield ok(
+                "the spool is this database's" if step is Step.NOTHING else "a worker will mark the spool as this database's"
+            )
 
     def _file_system(self) -> Iterator[Finding]:
         told = self._mounts()

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, Table
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from outbox import migrate
 from outbox.app import Outbox
 from outbox.checkup import rows, wal
 from outbox.checkup.findings import Level, in_words
 from outbox.checkup.shelf import Found, Shelf, older_than
+from outbox.counting import counted, verb
 from outbox.errors import FileChanged, FileMissing, SchemaError, SpoolError
 from outbox.model import State
 from outbox.policy import HANDFUL, SWEEP_GRACE
@@ -144,15 +145,25 @@ class Verification:
         return damage
 
     def _schema(self, engine: Engine) -> Iterator[Damage]:
+        path = self._outbox.database.path
+        if path is not None and path.is_dir():
+            text = f"the database cannot be read: {path} is a directory"
+            yield Damage("database_unreadable", Level.PROBLEM, text, "name the file of the database itself in the settings")
+            return
         try:
             with engine.begin() as connection:
                 found = migrate.current(connection)
         except _UNREADABLE as error:
-            yield _unreadable_database(in_words(error))
+            yield _unreadable_database(error)
             return
-        if found != migrate.newest():
+        newest = migrate.newest()
+        if found is None:
+            raise SchemaError("the database has no outbox schema yet; run: outbox db upgrade")
+        if found < newest:
+            raise SchemaError(f"the database's outbox schema is {found}, this code needs {newest}; run: outbox db upgrade")
+        if found > newest:
             raise SchemaError(
-                f"the database's outbox schema is {found or 'none'}, this code needs {migrate.newest()}; run: outbox db upgrade"
+                f"the database's outbox schema is {found}, newer than this code ({newest}); upgrade durable-outbox here"
             )
 
     def _log_faults(self) -> Iterator[Damage]:
@@ -162,8 +173,8 @@ class Verification:
         self._progress.begin("write-ahead log", None)
         for fault in wal.faults(path, self._progress.advance):
             remedy = (
-                "keep copies of the database with its -wal and -shm files; enqueue again what was committed last, "
-                "and look at the disk and the memory of this machine"
+                "stop what uses the database, and keep its files, -wal and -shm too, before anything opens it again: what was "
+                "committed last is passed over then; restore a copy, or enqueue it again; look at the disk and the memory"
             )
             yield Damage("log_damaged", Level.PROBLEM, fault, remedy)
 
@@ -174,13 +185,13 @@ class Verification:
                 faults = _interruptibly(connection, lambda: checking.unsound(connection, quick=self._fast))
                 gone = {} if self._fast else _interruptibly(connection, lambda: checking.dangling(connection))
         except _UNREADABLE as error:
-            yield _unreadable_database(in_words(error))
+            yield _unreadable_database(error)
             return
         for fault in faults:
             for line in filter(None, (each.strip() for each in fault.splitlines())):
-                yield _unreadable_database(line)
+                yield _damaged_database(line)
         for (table, of), number in gone.items():
-            text = f"{number} rows of {table} belong to a row of {of} that is not there"
+            text = f"{counted(number, 'row')} of {table} {verb(number, 'belongs', 'belong')} to a row of {of} that is not there"
             yield Damage("database_damaged", Level.PROBLEM, text, _SAVE)
 
     def _definitions(self, engine: Engine) -> Iterator[Damage]:
@@ -189,21 +200,20 @@ class Verification:
             found = checking.definitions(connection)
         for name, words in _definitions().items():
             if name in found and found[name] != words:
-                yield _unreadable_database(f"{name} is defined otherwise than by our migrations")
+                yield _damaged_database(f"{name} is defined otherwise than by our migrations")
             elif name not in found:
-                yield _unreadable_database(f"{name} is missing")
+                yield _damaged_database(f"{name} is missing")
         for table in metadata.sorted_tables:
             try:
                 with engine.begin() as connection:
                     keys = checking.contradicting(connection, table, _SPOTS)
             except _UNREADABLE as error:
-                yield _unreadable_database(in_words(error))
+                yield _unreadable_database(error)
                 continue
             for key in keys:
                 ids = key[:1] if table is message and isinstance(key[0], int) else ()
                 text = f"row {_at(key)} of {table.name} contradicts itself"
-                remedy = f"{_LET_GO.format(ids=ids[0])}; {_SAVE}" if ids else _SAVE
-                yield Damage("row_damaged", Level.PROBLEM, text, remedy, messages=ids)
+                yield Damage("row_damaged", Level.PROBLEM, text, _without(ids), messages=ids)
 
     def _messages(self, engine: Engine) -> Iterator[Damage]:
         total = self._total(engine, message) if self._destination is None else None
@@ -263,18 +273,19 @@ class Verification:
             yield _damaged_row(message, suspect, [f"cannot be put together with what belongs to it ({in_words(error)})"])
             return
         for fault in faults:
-            remedy = f"enqueue it again under another key, then: outbox cancel {row['id']}"
-            yield Damage("message_changed", _level_of(row), f"{_name(row)}: {fault}", remedy, messages=(row["id"],))
+            level = _level_of(row)
+            remedy = _OVER if level is Level.WARNING else _enqueue_again((row["id"],))
+            yield Damage("message_changed", level, f"{_name(row)}: {fault}", remedy, messages=(row["id"],))
         if lost := _lost_file(row, mine):
             text = f"{_name(row)} is {row['state']} and its spooled file {lost} was freed"
-            yield Damage("file_missing", Level.PROBLEM, text, _ENQUEUE_AGAIN, lost, (row["id"],))
+            yield Damage("file_missing", Level.PROBLEM, text, _enqueue_again((row["id"],)), lost, (row["id"],))
 
     def _misplaced(self, engine: Engine) -> Iterator[Damage]:
         try:
             with engine.begin() as connection:
                 wrong = checking.misplaced(connection, _SPOTS)
         except _UNREADABLE as error:
-            yield _unreadable_database(in_words(error))
+            yield _unreadable_database(error)
             return
         for each in wrong:
             text = f"message {each} and the stream or share it waits in contradict each other"
@@ -324,11 +335,22 @@ class Verification:
         ids = tuple(each.id for each in users)
         if needed:
             who = ", ".join(f"message {each.id} ({each.key}, {each.state})" for each in needed)
-            yield Damage(kind, Level.PROBLEM, f"file {row['name']}: {text}; needed by {who}", _ENQUEUE_AGAIN, row["name"], ids)
+            remedy = self._bring_back(kind, row["name"], needed)
+            yield Damage(kind, Level.PROBLEM, f"file {row['name']}: {text}; needed by {who}", remedy, row["name"], ids)
             return
         who = ", ".join(f"message {each.id}, which is {each.state}" for each in users) or "no message"
-        remedy = "nothing needs it any more; it goes with its time" if users else "spool the file again"
+        remedy = _OVER if users else "spool the file again"
         yield Damage(kind, Level.WARNING, f"file {row['name']}: {text}; it belongs to {who}", remedy, row["name"], ids)
+
+    def _bring_back(self, kind: str, name: str, needed: Sequence[checking.Users]) -> str:
+        """What lets the messages that need a file be sent after all."""
+        place = "the spool" if self._shelf.root is None else f"the spool as {self._shelf.root / name[-2:] / name}"
+        if kind == "file_unreadable":
+            return f"let it be read again (its owner, its mode, the disk), or put a copy into {place}; no message dies of this"
+        ids = tuple(each.id for each in needed)
+        dead = " ".join(str(each.id) for each in needed if each.state == State.DEAD)
+        again = f", then: outbox replay {dead}" if dead else ""
+        return f"put the bytes that were enqueued back into {place}{again}; or {_enqueue_again(ids)}; look at the disk"
 
     def _file_fault(self, row: Raw) -> tuple[str, str] | None:
         try:
@@ -374,11 +396,14 @@ class Verification:
             with engine.begin() as connection:
                 files, _ = checking.spooled(connection)
         except _UNREADABLE as error:
-            yield _unreadable_database(in_words(error))
+            yield _unreadable_database(error)
             return
         if files:
-            text = f"{self._shelf.root} is not a spool, or not the one that was; {files} files should be in it"
-            remedy = "look whether its disk is mounted; for a new one run: outbox init"
+            text = f"{self._shelf.root} is not a spool, or not the one that was; {counted(files, 'file')} should be in it"
+            remedy = (
+                "mount its disk, or restore it from a copy; a new one (outbox init) is empty, and messages die whose files it "
+                "should have"
+            )
             yield Damage("spool_missing", Level.PROBLEM, text, remedy)
 
     def _without_row(self, engine: Engine, some: Sequence[Found]) -> Iterator[Damage]:
@@ -388,7 +413,7 @@ class Verification:
         vouched = self._vouched(engine, [each.name for each in old])
         for each in old:
             if each.name not in vouched:
-                text = f"no row refers to file {each.name}, last used {each.modified_at:%Y-%m-%d %H:%M}"
+                text = f"no row refers to file {each.name}, last used {each.modified_at:%Y-%m-%d %H:%M}Z"
                 remedy = "nothing: a running worker sets it aside within the hour and deletes it after a week"
                 yield Damage("file_without_row", Level.WARNING, text, remedy, each.name)
 
@@ -419,6 +444,9 @@ class Verification:
             try:
                 found = read(after, limit)
             except _UNREADABLE as error:
+                if _is_away(error):
+                    yield _unreadable_database(error)
+                    return
                 if limit > 1:
                     limit = 1
                     continue
@@ -451,16 +479,58 @@ def _definitions() -> dict[str, str]:
 
 
 _SAVE = (
-    "stop the workers, keep a copy of the database with its -wal file, and restore a backup or save what can be read "
-    "(sqlite3 .recover, or pg_dump table by table); look at the disk"
+    "stop what uses the database, keep its files as they are (of SQLite -wal and -shm too), and restore a copy, or save what "
+    "can be read (sqlite3 .recover, or pg_dump table by table); look at the disk and the memory"
 )
-#: A row that cannot be read keeps every message claimed with it from being sent.
-_LET_GO = "run: outbox cancel {ids}, so that it holds nobody up, and enqueue that again under another key"
-_ENQUEUE_AGAIN = "enqueue these messages again from the original file under other keys, and cancel them; look at the disk"
+_OVER = "nothing needs it any more; it goes with its time"
 
 
-def _unreadable_database(said: str) -> Damage:
+def _enqueue_again(ids: Sequence[int]) -> str:
+    again = "it again from the original under another key" if len(ids) == 1 else "them again from the original under other keys"
+    return f"enqueue {again}, and: outbox cancel {' '.join(map(str, ids))}"
+
+
+def _without(ids: Sequence[int]) -> str:
+    """What to do about rows of these messages. One that cannot be read keeps every message claimed with it from being sent."""
+    if not ids:
+        return _SAVE
+    go_on = f"go on without it: outbox cancel {' '.join(map(str, ids))}, so that it holds nobody up, and enqueue that again"
+    return f"{_SAVE}; or keep the files and {go_on} under another key"
+
+
+def _damaged_database(said: str) -> Damage:
     return Damage("database_damaged", Level.PROBLEM, f"the database is damaged: {said}", _SAVE)
+
+
+#: What SQLite says of a database that somebody else has, or that we may not open: its bytes may be as they should.
+_NOT_OURS_TO_READ = frozenset(
+    {sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+)
+#: Classes of what Postgres says when it is away, full, or does not let us in; none at all is said of a connection.
+_AWAY = ("", "08", "28", "3D", "53", "57")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the database was not read at all, so that nothing is known of its bytes."""
+    match getattr(error, "orig", None):
+        case sqlite3.Error() as said:
+            return getattr(said, "sqlite_errorcode", 0) & 0xFF in _NOT_OURS_TO_READ
+        case None:
+            return isinstance(error, SQLAlchemyError)  # its pool's own words
+        case said:
+            state = getattr(said, "sqlstate", None) or ""
+            return isinstance(error, OperationalError | InterfaceError) and state[:2] in _AWAY
+
+
+def _unreadable_database(error: Exception) -> Damage:
+    if not _is_away(error):
+        return _damaged_database(in_words(error))
+    text = f"the database cannot be read: {in_words(error)}"
+    return Damage("database_unreadable", Level.PROBLEM, text, _REACH_IT)
+
+
+#: What is to be done about a database that cannot be read, and about which nothing else is known.
+_REACH_IT = "look whether it is up, at its address, user and password in the settings; and of a file, whether we may read it"
 
 
 def _damaged_row(
@@ -472,8 +542,7 @@ def _damaged_row(
         ids = (row["id"],)
     elif "message_id" in table.c and isinstance(row["message_id"], int):
         ids = (row["message_id"],)
-    remedy = f"{_LET_GO.format(ids=' '.join(map(str, ids)))}; {_SAVE}" if ids else _SAVE
-    return Damage("row_damaged", Level.PROBLEM, text, remedy, file_name, ids)
+    return Damage("row_damaged", Level.PROBLEM, text, _without(ids), file_name, ids)
 
 
 def _level_of(row: Raw) -> Level:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The `outbox` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if any("\ud800" <= letter <= "\udfff" for argument in arguments for letter in argument):
-        print("outbox: an argument holds bytes that are no text in this terminal's encoding", file=sys.stderr)
+        click.echo("outbox: an argument holds bytes that are no text in this terminal's encoding", err=True)
         sys.exit(2)
     try:
         result: Any = group.main(arguments, prog_name="outbox", standalone_mode=False)
@@ -111,14 +113,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:
-        print("outbox: stopped", file=sys.stderr)
+        click.echo("outbox: stopped", err=True)
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 (said in a sentence, or shown with its traceback)
-        from outbox.cli.context import exit_code_of
+        sys.exit(_failed(error))
 
-        code = exit_code_of(error)
-        if code is None:
-            from outbox.logs import traceback_of
 
-            print(traceback_of(error), end="", file=sys.stderr)
-        sys.exit(1 if code is None else code)
+def _failed(error: Exception) -> int:
+    """Say what went wrong, and with which exit code that ends."""
+    from outbox.cli.context import exit_code_of
+
+    if isinstance(error, OSError) and _came_from_printing(error):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be printed would fail once more when Python ends
+        click.echo(f"outbox: cannot write the output: {error.strerror}", err=True)
+        return 1
+    code = exit_code_of(error)
+    if code is None:
+        from outbox.logs import traceback_of
+
+        click.echo(traceback_of(error), nl=False, err=True)
+        return 1
+    return code
+
+
+def _came_from_printing(error: OSError) -> bool:
+    """Whether it was standard output that failed: a full disk, say. A pipe that nobody reads is click's to mind."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].partition(".")[0] in ("click", "rich", "rich_click")

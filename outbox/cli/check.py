@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 from click.exceptions import Exit
 
-from outbox.cli.context import DONE, FAILED, outbox_and_worker
+from outbox.cli.context import DONE, FAILED, outbox_and_worker, outbox_of
 from outbox.cli.options import Command, Length, command, complete_destination, json_option
-from outbox.cli.printing import colourful, emit, shown
+from outbox.cli.printing import colourful, emit, is_terminal, shown, width
+from outbox.counting import counted
 from outbox.units import bytes_in_words, in_words
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def verify(ctx: click.Context, destination: str | None, fast: bool, as_json: boo
     """
     from outbox.checkup import Verification
 
-    outbox, _ = outbox_and_worker(ctx)
+    outbox = outbox_of(ctx, migrated=False)
     with _progress() as progress:
         verification = Verification(outbox, destination=destination, fast=fast, progress=progress)
         for damage in verification.run():
@@ -79,10 +79,14 @@ def verify(ctx: click.Context, destination: str | None, fast: bool, as_json: boo
         how = "lengths only" if fast else bytes_in_words(tally.bytes)
         aside = f", {tally.swept} more set aside" if tally.swept else ""
         click.echo(
-            f"{tally.messages} messages and {tally.files} files ({how}{aside}) in {in_words(tally.seconds)}: "
-            f"{tally.problems or 'no'} problems, {tally.warnings or 'no'} warnings"
+            f"{counted(tally.messages, 'message')} and {counted(tally.files, 'file')} ({how}{aside}) in "
+            f"{in_words(tally.seconds)}: {_some(tally.problems, 'problem')}, {_some(tally.warnings, 'warning')}"
         )
     ctx.exit(FAILED if tally.problems else DONE)
+
+
+def _some(number: int, what: str) -> str:
+    return counted(number, what) if number else f"no {what}s"
 
 
 class _Size(click.ParamType[Any]):
@@ -157,7 +161,7 @@ def check(
 
     limits = Limits(max_age, max_dead, max_pending, max_spool)
     try:
-        outbox, _ = outbox_and_worker(ctx)
+        outbox = outbox_of(ctx, migrated=False)
         found = probe(outbox, limits, destinations, deadline=timeout.total_seconds())
     except OutboxError as error:
         found = Probed(Alarm.UNKNOWN, (str(error),))
@@ -205,10 +209,10 @@ def _for_monitor(text: str) -> str:
 
 
 def _settings_file(ctx: click.Context) -> Path | None:
-    from outbox.settings import DEFAULT_FILE
-
     if ctx.obj["app"]:
         return None
+    from outbox.settings import DEFAULT_FILE
+
     return Path(ctx.obj["config"] or os.environ.get("OUTBOX_CONFIG") or DEFAULT_FILE)
 
 
@@ -219,7 +223,7 @@ def _worse(one: Level, other: Level) -> Level:
 
 def _print(level: Level, text: str, remedy: str) -> None:
     """A finding, broken into lines that fit, with its remedy under it."""
-    columns = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
+    columns = width()
     for number, (words, mark) in enumerate(((text, ""), (remedy, "→ "))):
         if not words:
             continue
@@ -229,7 +233,7 @@ def _print(level: Level, text: str, remedy: str) -> None:
         )
         for place, line in enumerate(lines):
             head = level.value.ljust(_LEVEL_WIDTH) if number == place == 0 else " " * _LEVEL_WIDTH
-            styled = click.style(head, fg=_COLOURS[level.value]) if sys.stdout.isatty() and colourful() else head
+            styled = click.style(head, fg=_COLOURS[level.value]) if is_terminal(sys.stdout) and colourful() else head
             click.echo(styled + line)
 
 
@@ -243,7 +247,7 @@ def _told(damage: Damage, as_json: bool) -> None:
 @contextmanager
 def _progress() -> Iterator[Progress | None]:
     """A bar on a terminal's standard error; elsewhere nothing."""
-    if not (sys.stderr.isatty() and colourful()):
+    if not (is_terminal(sys.stderr) and colourful()):
         yield None
         return
     from rich.console import Console

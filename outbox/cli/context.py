@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import sys
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from outbox.cli.printing import shown
+from outbox.cli.printing import say, shown
 
 if TYPE_CHECKING:
     from outbox.app import Outbox
-    from outbox.settings import WorkerSettings
 
 DONE, FAILED, USED_WRONGLY, NOTHING_MATCHED, LEFT_BEHIND, NOT_MIGRATED = range(6)
 
 
-def outbox_and_worker(ctx: click.Context) -> tuple[Outbox, WorkerSettings]:
-    """The outbox named by --app, or described by the settings, and how its worker shall behave."""
+def outbox_and_worker(ctx: click.Context) -> tuple[Outbox, Mapping[str, Any]]:
+    """The outbox named by --app, or described by the settings, and what these say of how its worker shall behave."""
+    if ctx.obj["app"]:
+        with _without_collecting():  # and without what reads settings, which takes as long as all the rest
+            from outbox.cli.named import from_app
+
+        return from_app(ctx.obj["app"]), {}
     with _without_collecting():
         from outbox import settings
 
-    if ctx.obj["app"]:
-        return settings.from_app(ctx.obj["app"]), settings.WorkerSettings()
     loaded, folder = settings.load(Path(ctx.obj["config"]) if ctx.obj["config"] else None)
-    return settings.build(loaded, folder), loaded.worker
+    return settings.build(loaded, folder), dict(loaded.worker)
 
 
 @contextlib.contextmanager
@@ -42,13 +44,56 @@ def _without_collecting() -> Iterator[None]:
         gc.enable()
 
 
-def outbox_of(ctx: click.Context) -> Outbox:
-    """The outbox to work on, whose schema is the one of this code."""
-    from outbox import migrate
-
+def outbox_of(ctx: click.Context, *, migrated: bool = True) -> Outbox:
+    """The outbox to work on; unless `migrated` is False, its schema is the one of this code."""
     outbox, _ = outbox_and_worker(ctx)
-    migrate.require_current(outbox.database)
+    require_database(outbox, migrated=migrated)
     return outbox
+
+
+def require_database(outbox: Outbox, *, migrated: bool = True) -> None:
+    """Raises ConfigurationError when something else than a file is where its database should be, and SchemaError."""
+    from outbox import migrate
+    from outbox.errors import ConfigurationError
+
+    path = outbox.database.path
+    try:
+        mode = None if path is None else path.stat().st_mode
+    except FileNotFoundError:
+        mode = None  # that is for whoever opens it to say
+    except OSError as error:
+        raise ConfigurationError(f"cannot look at the database {path}: {error.strerror}") from None
+    if mode is not None and not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise ConfigurationError(f"the database {path} is {kind}; name the file of the database itself")
+    if migrated:
+        with naming_database(outbox):
+            migrate.require_current(outbox.database)
+
+
+@contextlib.contextmanager
+def naming_database(outbox: Outbox) -> Iterator[None]:
+    """What the database says in here becomes a sentence that names it, where the database's own words do not."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from outbox.errors import OutboxError
+
+    try:
+        yield
+    except SQLAlchemyError as error:
+        path = outbox.database.path
+        raise OutboxError(_of_database(error, f" {path}" if path is not None else "")) from error
+
+
+def _of_database(error: Exception, name: str = "") -> str:
+    return f"the database{name} cannot be used: {own_words(error)}"
+
+
+def own_words(error: Exception) -> str:
+    """What an error says itself, in one line: without classes, the statement, and where SQLAlchemy explains its errors."""
+    from outbox.checkup.findings import in_words
+
+    return in_words(error).partition(" (Background on")[0]
 
 
 def exit_code_of(error: Exception) -> int | None:
@@ -60,9 +105,9 @@ def exit_code_of(error: Exception) -> int | None:
 
     match error:
         case Refused():
-            print("outbox: refused", file=sys.stderr)
+            say("outbox: refused")
             for fault in error.faults:
-                print(f"  {shown(conceal(str(fault)))}", file=sys.stderr)
+                say(f"  {shown(conceal(str(fault)))}")
             return USED_WRONGLY
         case ConfigurationError():
             code = USED_WRONGLY
@@ -70,10 +115,13 @@ def exit_code_of(error: Exception) -> int | None:
             code = NOT_MIGRATED
         case NoSuchMessage():
             code = NOTHING_MATCHED
-        case OutboxError() | SQLAlchemyError():
+        case OutboxError():
             code = FAILED
+        case SQLAlchemyError():
+            say(f"outbox: {shown(_of_database(error))}")
+            return FAILED
         case _:
             return None
     words = str(error).splitlines()[0] if str(error) else type(error).__name__
-    print(f"outbox: {shown(conceal(words))}", file=sys.stderr)
+    say(f"outbox: {shown(conceal(words))}")
     return code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import rich_click as click
 
-from outbox.cli.context import NOT_MIGRATED, outbox_and_worker
+from outbox.cli.context import NOT_MIGRATED, naming_database, outbox_of
 from outbox.cli.options import Group, json_option
 from outbox.cli.printing import emit, say
 
@@ -21,8 +21,9 @@ def upgrade(ctx: click.Context, as_json: bool) -> None:
     """Bring the database to the schema of this version. Safe to run again, and from several machines at once."""
     from outbox import migrate
 
-    outbox, _ = outbox_and_worker(ctx)
-    before, after = migrate.upgrade(outbox.database)
+    outbox = outbox_of(ctx, migrated=False)
+    with naming_database(outbox):
+        before, after = migrate.upgrade(outbox.database)
     if as_json:
         emit({"before": before, "after": after})
     else:
@@ -37,9 +38,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
     from outbox import migrate
     from outbox.errors import SchemaError
 
-    outbox, _ = outbox_and_worker(ctx)
+    outbox = outbox_of(ctx, migrated=False)
     try:
-        with outbox.database.read() as connection:
+        with naming_database(outbox), outbox.database.read() as connection:
             found = migrate.current(connection)
     except SchemaError:  # there is not even a file
         found = None
@@ -59,6 +60,5 @@ def sql(ctx: click.Context, dialect: str | None) -> None:
     from outbox import migrate
 
     if dialect is None:
-        outbox, _ = outbox_and_worker(ctx)
-        dialect = outbox.database.kind
+        dialect = outbox_of(ctx, migrated=False).database.kind
     click.echo(migrate.sql(dialect), nl=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from outbox.cli.context import outbox_and_worker
+from outbox.cli.context import outbox_of
 from outbox.cli.options import command, complete_destination, json_option
 from outbox.cli.printing import emit, paragraph, shown
 
@@ -26,7 +26,7 @@ def explain(ctx: click.Context, what: str, destination: str | None, as_json: boo
     The causes that matter most come first. A database that cannot be read or has another schema is one too. Exit code 3 when
     nothing has that id, key or name.
     """
-    outbox, _ = outbox_and_worker(ctx)
+    outbox = outbox_of(ctx, migrated=False)
     causes = outbox.explain(what, destination)
     now = outbox.ambient.now()
     for number, each in enumerate(causes):
@@ -43,5 +43,5 @@ def _told(cause: Cause, now: datetime) -> str:
     lines = [paragraph(cause.sentence), paragraph(cause.next, begin="  next: ", indent="        ")]
     if cause.at is not None:
         away = (cause.at - now).total_seconds()
-        lines.append(f"  when: {shown(cause.at)}Z, {f'in {in_words(away)}' if away > 0 else 'now'}")
+        lines.append(f"  when: {shown(cause.at)}, {f'in {in_words(away)}' if away > 0 else 'now'}")
     return "\n".join(lines)

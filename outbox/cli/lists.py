@@ -63,6 +63,8 @@ def list_(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
             for each in found
         ]
         table(head, rows, spare=("ENQUEUED", "ORDERING KEY", "FILES", "BYTES", "ATTEMPT", "DUE AT"))
+    else:
+        say("no message matches")
     if not found:
         ctx.exit(NOTHING_MATCHED)
 
@@ -105,6 +107,8 @@ def deliveries(
             emit(asdict(each))
     elif found:
         _deliveries_table(found)
+    else:
+        say("no upload matches")
     if not found:
         ctx.exit(NOTHING_MATCHED)
 

@@ -8,9 +8,9 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, TextIO
 
 import rich_click as click
 
@@ -31,7 +31,7 @@ def shown(value: object) -> str:
         case None:
             return "-"
         case datetime():
-            return f"{value:%Y-%m-%d %H:%M:%S}"
+            return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
         case _:
             return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))
 
@@ -43,9 +43,14 @@ def paragraph(text: str, *, begin: str = "", indent: str = "  ") -> str:
     return line if room is None else "\n".join(textwrap.wrap(line, room, subsequent_indent=indent, break_on_hyphens=False))
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at it; a stream that was closed before we began is None."""
+    return stream is not None and stream.isatty()
+
+
 def width() -> int | None:
     """Columns of the terminal; None where nobody looks, and every line may be as long as it is."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         return None
     return max(40, shutil.get_terminal_size().columns)
 
@@ -56,7 +61,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, spare: Seque
     What is still too wide then is cut at the end of its widest column: `--json` has it whole.
     """
     for number, line in enumerate(columns(head, rows, spare=spare, room=width())):
-        click.echo(click.style(line, bold=True) if number == 0 and sys.stdout.isatty() and colourful() else line)
+        click.echo(click.style(line, bold=True) if number == 0 and is_terminal(sys.stdout) and colourful() else line)
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[object]], *, spare: Sequence[str] = (), room: int | None) -> list[str]:

@@ -13,6 +13,7 @@ import rich_click as click
 from outbox.cli.context import outbox_of
 from outbox.cli.options import command, complete_destination, json_option
 from outbox.cli.printing import emit, say, shown, table
+from outbox.counting import counted
 
 if TYPE_CHECKING:
     from outbox.app import Outbox
@@ -55,16 +56,32 @@ def _told(detail: MessageDetail) -> dict[str, Any]:
 
 #: What is said in words of its own, or only to the machinery.
 _SAID_BELOW = frozenset({"claimed_by", "delivery_id", "stream_number"})
+#: What is a number of bytes.
+_BYTES = frozenset({"size", "file_bytes"})
+_KIB = 1024
 
 
 def _report(detail: MessageDetail, now: datetime) -> Iterator[str]:
     for name, value in asdict(detail.message).items():
         if value is not None and name not in _SAID_BELOW:
-            yield f"{name.replace('_', ' '):<14} {shown(value)}"
+            yield f"{name.replace('_', ' '):<14} {_in_words(name, value)}"
     yield f"{'next try':<14} {_next_try(detail, now)}"
     if not detail.declared:
         yield f"{'undeclared':<14} no destination named {shown(detail.message.destination)} is in these settings"
     yield f"\n{shown(json.dumps(detail.payload, ensure_ascii=False))}\n"
+
+
+def _in_words(name: str, value: object) -> str:
+    """A field as a person says it; `--json` has it as it is."""
+    from outbox.units import bytes_in_words
+
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int() if name in _BYTES:
+            return counted(value, "byte") + (f", {bytes_in_words(value)}" if value >= _KIB else "")
+        case _:
+            return shown(value)
 
 
 def _next_try(detail: MessageDetail, now: datetime) -> str:

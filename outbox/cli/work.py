@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from outbox.cli.context import FAILED, LEFT_BEHIND, NOTHING_MATCHED, outbox_and_worker, outbox_of
+from outbox.cli.context import FAILED, LEFT_BEHIND, NOTHING_MATCHED, outbox_and_worker, outbox_of, require_database
 from outbox.cli.options import Group, Number, by_option, command, complete_destination, json_option
 from outbox.cli.printing import emit, say
 
@@ -64,15 +64,13 @@ def _made(
     from outbox import logs
 
     logs.configure(log_level, log_format)
-    outbox, settings = outbox_and_worker(ctx)
+    outbox, said = outbox_and_worker(ctx)
     logs.configure(log_level, log_format)  # once more: an app may have its own ideas, and by now its secrets are known
-    options = {
-        "destinations": destinations or None,
-        "gone_after": settings.gone_after if gone_after is None else gone_after,
-        "stop_grace": settings.stop_grace if stop_grace is None else stop_grace,
-        "poll": settings.poll,
-    }
-    return outbox, options, settings.http
+    require_database(outbox)
+    given = {"gone_after": gone_after, "stop_grace": stop_grace, "destinations": destinations or None}
+    options = {**said, **{name: value for name, value in given.items() if value is not None}}
+    http = options.pop("http", None)
+    return outbox, options, http
 
 
 @click.group(

@@ -29,6 +29,15 @@ class Spool(Protocol):
     def is_there(self) -> bool:
         """Whether it was prepared, and can be seen now."""
 
+    def mark(self) -> str | None:
+        """The mark of the database that it belongs to; None when it has none. SpoolError for what is no mark."""
+
+    def set_mark(self, mark: str, *, replace: bool = False) -> str:
+        """Write a mark, durably and all of it or nothing; returns the one that is there afterwards.
+
+        One that is there already is left alone, however many write at once, unless `replace`.
+        """
+
     def put(self, name: str, source: BinaryIO, limit: int | None = None) -> SpooledFile:
         """Copy `source` to its end under a fresh name; when this returns, the bytes survive a power cut.
 

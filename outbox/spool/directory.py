@@ -1,5 +1,6 @@
 """A spool in a local directory.
 
+    spool/.outbox       the mark of the database that it belongs to
     spool/4f/…4f        files at rest, spread over 256 folders by the last two digits of their names
     spool/.unfinished/  files being written
     spool/.swept/       files that no row referred to when they were swept
@@ -13,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from outbox.ambient import uuid7
 from outbox.errors import FileChanged, FileMissing, SpoolError, SpoolFull
 from outbox.model import SpooledFile
 from outbox.spool.base import Oversize, SpoolEntry, checked_name
@@ -27,6 +30,7 @@ from outbox.spool.base import Oversize, SpoolEntry, checked_name
 _BLOCK = 256 * 1024
 #: Dirty pages are pushed out this often, so that the final fsync has little left to do.
 _WRITE_BACK = 16 * 1024 * 1024
+_MARK = re.compile(rb"([0-9a-f]{32})\n?")
 
 
 class DirectorySpool:
@@ -36,10 +40,14 @@ class DirectorySpool:
         self.root = Path(root).absolute()
         self._unfinished = self.root / ".unfinished"
         self._swept = self.root / ".swept"
+        self._mark = self.root / ".outbox"
         self._durable: set[Path] = set()
 
     def __repr__(self) -> str:
         return f"DirectorySpool({str(self.root)!r})"
+
+    def __str__(self) -> str:
+        return str(self.root)
 
     def prepare(self) -> None:
         """Create the directories, durably. Doing it again is no error."""
@@ -51,6 +59,67 @@ class DirectorySpool:
 
     def is_there(self) -> bool:
         return self._unfinished.is_dir()
+
+    def mark(self) -> str | None:
+        try:
+            # Not blocking: what somebody put in its place may be a pipe.
+            descriptor = os.open(self._mark, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS)
+            with os.fdopen(descriptor, "rb", buffering=0) as source:
+                found = _MARK.fullmatch(source.read(_BLOCK) or b"")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SpoolError(f"cannot read whose spool this is, in {self._mark}: {error.strerror}") from error
+        if found is None:
+            raise SpoolError(
+                f"{self._mark} does not say whose spool this is: expected 32 hexadecimal digits; if no other database has "
+                "files here, remove it, and the next worker writes it anew"
+            )
+        return found[1].decode()
+
+    def set_mark(self, mark: str, *, replace: bool = False) -> str:
+        unfinished = self._unfinished / uuid7()  # what a crash leaves of it is cleaned away like any other
+        try:
+            if not self._unfinished.is_dir():
+                raise self._not_there()
+            try:
+                self._write_mark(unfinished, mark)
+                if replace:
+                    unfinished.replace(self._mark)
+                else:
+                    self._put_in_place(unfinished, mark)
+                _sync_folder(self.root)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        except OSError as error:
+            what = f"cannot write whose spool this is, in {self._mark}: {error.strerror}"
+            raise (SpoolFull if error.errno in _FULL else SpoolError)(what) from error
+        return self.mark() or mark
+
+    def _write_mark(self, path: Path, mark: str) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as target:
+                target.write(f"{checked_name(mark)}\n".encode())
+                target.flush()
+                owner = self.root.stat()
+                if hasattr(os, "geteuid") and os.geteuid() == 0 != owner.st_uid:
+                    # A worker that root runs must not lock out producers that root does not.
+                    os.fchown(target.fileno(), owner.st_uid, owner.st_gid)
+                os.fsync(target.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _put_in_place(self, unfinished: Path, mark: str) -> None:
+        """Give it its name, unless there is one of that name."""
+        with contextlib.suppress(FileExistsError):
+            try:
+                self._mark.hardlink_to(unfinished)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links
+                self._write_mark(self._mark, mark)
 
     def put(self, name: str, source: BinaryIO, limit: int | None = None) -> SpooledFile:
         final = self._path(name)

@@ -600,6 +600,6 @@ def test_the_time_of_a_batch_does_not_change_its_bytes() -> None:
     crate = Crate()
     struct = {"assetId": "a", "time": TIME, "events": {"e": {"photo": "local://photo"}}}
     sent = batch(carrying(1, struct, crate.attach("photo", "a.jpg", b"x")))
-    later = Batch(9, "x" * 32, "enos", sent.lane, sent.messages, NOW.replace(year=2030), knock=NOW)
+    later = Batch(9, "x" * 32, "enos", sent.lane, sent.messages, NOW.replace(year=2030), probe_until=NOW)
 
     assert upload_body(sent, crate) == upload_body(later, crate)

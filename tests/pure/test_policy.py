@@ -182,9 +182,25 @@ def test_uploads_that_delivered_nothing_are_kept_as_long_as_the_dead() -> None:
 
 
 @pytest.mark.parametrize("name", ["delivered", "cancelled", "dead", "free_after"])
-def test_anything_can_be_kept_for_ever_or_not_at_all(name: str) -> None:
+def test_anything_can_be_kept_for_ever(name: str) -> None:
     assert getattr(Retention(**{name: None}), name) is None
+
+
+@pytest.mark.parametrize("name", ["delivered", "cancelled", "free_after"])
+def test_anything_that_waits_for_nobody_need_not_be_kept_at_all(name: str) -> None:
     assert timedelta(0) == getattr(Retention(**{name: timedelta(0)}), name)
+
+
+@pytest.mark.parametrize("length", [timedelta(0), timedelta(seconds=90), timedelta(minutes=59)], ids=str)
+def test_the_dead_are_kept_until_a_person_can_have_seen_them(length: timedelta) -> None:
+    with pytest.raises(ConfigurationError, match="expected dead to be at least 1 h, got"):
+        Retention(dead=length)
+
+
+@pytest.mark.parametrize("name", ["delivered", "cancelled", "dead", "free_after"])
+def test_a_length_that_no_date_can_be_put_off_by_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"expected {name} to be at most 36,500 days, or for ever, got 4,000,000 days"):
+        Retention(**{name: timedelta(days=4_000_000)})
 
 
 @pytest.mark.parametrize("name", ["delivered", "cancelled", "dead", "free_after"])

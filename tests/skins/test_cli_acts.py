@@ -187,7 +187,7 @@ def test_limits_come_from_the_environment_too(terminal: Terminal) -> None:
     bad = terminal.run("status")
 
     assert (0, 2) == (good.returncode, bad.returncode)
-    assert "destinations.enos.policy: rate" in bad.stderr
+    assert "OUTBOX_DESTINATIONS__ENOS__POLICY__RATE: expected a number, got 'fast'" in bad.stderr
 
 
 # Many messages.

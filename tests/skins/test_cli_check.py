@@ -130,7 +130,7 @@ def test_verify_names_the_message_of_a_damaged_file_with_exit_code_1(waiting: Te
     finding, summary = waiting.lines("verify", "--destination", "enos")
 
     assert (0, "") == (sound.returncode, sound.stderr)
-    assert re.search(r"1 messages and 1 files \(9 B\) in .* s: no problems, no warnings", sound.stdout)
+    assert re.search(r"1 message and 1 file \(9 B\) in .* s: no problems, no warnings", sound.stdout)
     assert 1 == damaged.returncode
     assert "needed by message 1 (inspection-42, pending)" in damaged.stdout
     assert {"kind", "level", "text", "remedy", "file", "messages"} == finding.keys()

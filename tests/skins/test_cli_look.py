@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import shlex
 import shutil
@@ -27,7 +28,7 @@ from outbox.model import SpooledFile
 from outbox.multipart import FieldPart, FilePart
 from outbox.secret import remember
 from outbox.store import living
-from outbox.tables import delivery, file, message
+from outbox.tables import delivery, destination, file, message
 from outbox.testing import Answer, Receiver, Status
 from outbox.transport import Upload
 from tests.skins.test_cli import EVENT, SECRET, Terminal
@@ -143,7 +144,7 @@ def test_status_has_keys_that_stay(desk: Desk) -> None:
     top = {"at", "destinations", "blocked_keys", "workers", "spool", "last_hour", "oldest_transaction"}
     of_destination = {"due", "waiting", "claimed", "dead", "dead_by_reason", "delivered_last_hour", "delivered_bytes_last_hour"}
     of_destination |= {"oldest_due_at", "failures", "reject_streak", "blocked_keys", "stop", "stop_text", "stopped_by"}
-    of_destination |= {"stopped_at", "open_until", "ramp", "learned_bytes", "declared"}
+    of_destination |= {"stopped_at", "open_until", "ramp", "learned_bytes", "declared", "paused_keys"}
     of_spool = {"files", "bytes", "free_bytes", "quota_bytes", "quota_percent", "growth_per_hour", "full_in_seconds", "filling"}
     assert top == status.keys()
     assert of_destination == status["destinations"]["enos"].keys()
@@ -172,7 +173,52 @@ def test_status_says_of_a_breaker_when_the_next_try_is(desk: Desk, receiver: Rec
     text = desk.run("status").stdout
 
     assert "breaker" in text.splitlines()[1]
-    assert "enos: breaker, after 1 failures; next try in " in text
+    assert "enos: breaker, after 1 failure; next try in " in text
+
+
+def test_status_says_of_a_reject_streak_once_what_was_refused_and_what_ends_it(desk: Desk, receiver: Receiver) -> None:
+    desk.put("k")
+    now = datetime.now(UTC)
+    said = "refused 20 messages, one after the other; the last one: 1204 no such model"
+    with desk.outbox.database.begin() as connection:
+        connection.execute(
+            sa.insert(destination).values(
+                name="enos", stop="reject_streak", reject_streak=20, stop_text=said, stopped_at=now, open_until=now
+            )
+        )
+
+    (line,) = (each for each in desk.run("status").stdout.splitlines() if each.startswith("enos: "))
+
+    assert line.startswith(f"enos: reject streak: it {said}, since ")
+    assert line.endswith("; next try as soon as a worker looks; once that is mended, go on with: outbox resume enos")
+    assert 1 == line.count("one after the other")
+
+
+def test_one_is_not_many_and_every_time_says_its_zone(desk: Desk) -> None:
+    desk.died()
+
+    status, listed, shown = (desk.run(*words).stdout for words in (["status"], ["list"], ["show", "bad"]))
+    deliveries, audit = desk.run("deliveries").stdout, (desk.outbox.pause("enos", "x", "anna"), desk.run("audit").stdout)[1]
+
+    assert "spool: 1 file, 9 B" in status
+    assert "last hour: 1 message came, " in status
+    for told in (listed, shown, deliveries, audit):
+        times = re.findall(r"\d\d:\d\d:\d\d\S*", told)
+        assert times
+        assert all(each.endswith("Z") for each in times), told
+
+
+def test_show_says_fields_in_words_and_keeps_them_as_they_are_for_programs(desk: Desk) -> None:
+    desk.put("k", {**EVENT, "events": {"crack": {"photo": "local://photo", "text": "x" * 2000}}})
+
+    text = desk.run("show", "k").stdout
+    (told,) = desk.lines("show", "k")
+
+    assert f"size           {told['size']:,} bytes, 2.4 KiB\n" in text
+    assert "file bytes     9 bytes\n" in text
+    assert "suspect        no\n" in text
+    assert "scheduled      no\n" in text
+    assert (False, 9) == (told["suspect"], told["file_bytes"])
 
 
 def test_status_fits_a_narrow_terminal_and_a_wide_one(desk: Desk, screen: Callable[..., Screen]) -> None:
@@ -322,7 +368,7 @@ def test_the_next_try_is_told_with_what_stands_in_its_way(desk: Desk, receiver: 
     waits = desk.run("show", "later").stdout
     desk.outbox.pause("enos", "maintenance", "anna")
 
-    assert "next try       2100-01-01 00:00:00, in " in waits
+    assert "next try       2100-01-01 00:00:00Z, in " in waits
     assert "next try       none before somebody acts; why, says: outbox explain 1" in desk.run("show", "later").stdout
 
 

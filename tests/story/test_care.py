@@ -324,6 +324,7 @@ def test_what_is_kept_is_not_walked_again(sqlite_place: Place, statements: Calla
     assert len(heard) < 10, "one look for workers an hour, and not one for messages"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_day_of_churn_leaves_the_size_flat(place: Place) -> None:
     keep = Retention(delivered=timedelta(hours=6), cancelled=timedelta(hours=6), dead=timedelta(hours=6))

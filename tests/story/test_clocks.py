@@ -200,6 +200,7 @@ def test_what_waits_through_a_step_is_delivered_once_and_does_not_expire(
     place.check()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_boot_in_1970_that_is_corrected_later(place: Place, wall: WallClock, pulse: Pulse) -> None:
     true = wall.now(UTC)
@@ -296,6 +297,7 @@ def test_a_message_that_fails_is_put_off_whatever_the_clock_did(place: Place, st
     assert PENDING == states(place.database)["bad"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restart", [False, True], ids=["the same worker", "a new worker"])
 @pytest.mark.parametrize("step", [-DAY, timedelta(hours=-2), YEAR], ids=["a day back", "two hours back", "a year ahead"])
 def test_an_open_breaker_is_probed_as_before_whatever_the_clock_did(place: Place, step: timedelta, restart: bool) -> None:

@@ -46,6 +46,7 @@ def test_the_upload_of_a_killed_worker_is_taken_over_in_time(place: Place) -> No
     place.check()
 
 
+@pytest.mark.long
 def test_a_lone_worker_that_is_killed_and_started_again_goes_on_in_time(place: Place) -> None:
     place.receiver.misbehave(Hold())
     place.enqueue(place.outbox(), "a", {"photo": b"bytes"})
@@ -66,6 +67,7 @@ def test_a_lone_worker_that_is_killed_and_started_again_goes_on_in_time(place: P
     place.check()
 
 
+@pytest.mark.long
 def test_a_worker_that_stood_still_for_too_long_changes_nothing(place: Place) -> None:
     place.receiver.misbehave(Hold())
     outbox = place.outbox()
@@ -94,6 +96,7 @@ def test_a_worker_that_stood_still_for_too_long_changes_nothing(place: Place) ->
     place.check()
 
 
+@pytest.mark.long
 def test_a_worker_that_stood_still_and_woke_before_its_successor_knew_goes_on(place: Place) -> None:
     place.receiver.misbehave(Hold())
     place.enqueue(place.outbox(), "a")
@@ -227,6 +230,7 @@ def keys_of(request: Received) -> list[str]:
     return [struct["assetId"] for struct in request.structs]
 
 
+@pytest.mark.long
 def test_producers_are_killed_again_and_again(place: Place) -> None:
     """What a killed producer had been told is kept; of what it had not, nothing or all."""
     with place.engine.begin() as connection:

@@ -362,6 +362,7 @@ def test_a_request_is_cut_at_every_place(measured: Bench) -> None:
     assert 1 == measured.stored("b")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_answer_is_cut_at_every_place(measured: Bench) -> None:
     stride = {"sqlite": 2, "postgresql": 13}[measured.place.engine.url.get_backend_name()]
@@ -377,6 +378,7 @@ def test_an_answer_is_cut_at_every_place(measured: Bench) -> None:
     measured.end()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_road_that_breaks_anywhere_at_any_time_doubles_nothing_without_an_explanation(
     place: Place, road: Road, seed: int
@@ -461,6 +463,7 @@ LARGE_CUTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cut", LARGE_CUTS.values(), ids=LARGE_CUTS)
 def test_a_large_upload_that_is_cut_in_the_middle_is_not_sent(place: Place, road: Road, cut: Cut) -> None:
     bench = make_bench(place, road, replace(PATIENT, send_base=2.0, slowest_rate=100_000_000))

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 import sqlalchemy as sa
 
-from outbox import Outbox, Selection, State, Worker
+from outbox import Outbox, Selection, State, Worker, migrate
 from outbox.checkup import Damage, Level, Verification
-from outbox.errors import OutboxError
+from outbox.errors import OutboxError, SchemaError
 from outbox.tables import attachment, file, message
 from outbox.testing import Receiver
 from tests.factories import an_outbox, reasons, states
@@ -64,9 +64,6 @@ def snapshot(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.endswith("-shm")
     }
-
-
-# Files
 
 
 def _shorter(path: Path) -> None:
@@ -156,6 +153,26 @@ def _event(key: str) -> dict[str, Any]:
     return {"assetId": key, "time": 1, "events": {"crack": {"photo": "local://photo"}}}
 
 
+def test_the_remedy_of_a_damaged_file_is_true(place: Place) -> None:
+    outbox_ = place.outbox()
+    number = place.enqueue(outbox_, "a", {"photo": b"bytes"})
+    path = at_rest(place, "a")
+    flip(path, 0)
+
+    (waiting,) = verified(outbox_)
+    Worker(outbox_, poll=0.05).run(until_idle=True)
+    (dead,) = verified(outbox_)
+    flip(path, 0)
+    outbox_.replay(Selection(ids=(number,)), "me")
+    Worker(outbox_, poll=0.05).run(until_idle=True)
+
+    back = f"put the bytes that were enqueued back into the spool as {path}"
+    again = f"or enqueue it again from the original under another key, and: outbox cancel {number}; look at the disk"
+    assert [f"{back}; {again}", f"{back}, then: outbox replay {number}; {again}"] == [waiting.remedy, dead.remedy]
+    assert {"a": State.DELIVERED} == states(place.database)
+    assert [] == verified(outbox_)
+
+
 def test_lengths_alone_do_not_find_a_flip_and_find_a_cut(place: Place) -> None:
     outbox_ = place.outbox()
     for key in ("flipped", "cut"):
@@ -236,9 +253,6 @@ def test_a_file_that_cannot_be_read_is_told_and_the_next_is_looked_at(place: Pla
         assert ["file_unreadable", "file_changed"] == [each.kind for each in verified(outbox_)]
 
 
-# Rows
-
-
 def harm_row(place: Place, words: str) -> None:
     """Write what no constraint would let pass."""
     with closing(sqlite3.connect(place.folder / "outbox.db")) as connection:
@@ -294,6 +308,45 @@ def test_a_damaged_row_is_a_finding_and_no_traceback(sqlite_place: Place, harm: 
         assert {(2,)} == {each.messages for each in found if each.kind != "database_damaged"}
 
 
+@pytest.mark.parametrize(
+    ("state", "remedy"),
+    [
+        (State.PENDING, "enqueue it again from the original under another key, and: outbox cancel 1"),
+        (State.DELIVERED, "nothing needs it any more; it goes with its time"),
+    ],
+)
+def test_a_message_that_was_delivered_needs_nobody_to_do_anything(sqlite_place: Place, state: State, remedy: str) -> None:
+    outbox_ = sqlite_place.outbox()
+    sqlite_place.enqueue(outbox_, "a")
+    if state is State.DELIVERED:
+        Worker(outbox_, poll=0.05).run(until_idle=True)
+
+    harm_row(sqlite_place, "outbox_message SET payload = replace(payload, '3', '7')")
+
+    (found,) = verified(outbox_)
+    assert ("message_changed", remedy) == (found.kind, found.remedy)
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [("outbox_0001", "outbox db upgrade"), ("outbox_9999", "upgrade durable-outbox here")]
+)
+def test_a_database_of_another_schema_is_not_verified(sqlite_place: Place, version: str, words: str) -> None:
+    outbox_ = sqlite_place.outbox()
+    harm_row(sqlite_place, f"{migrate.VERSION_TABLE} SET version_num = '{version}'")
+
+    with pytest.raises(SchemaError, match=words):
+        verified(outbox_)
+
+
+def test_a_directory_in_the_place_of_the_database_is_not_damaged(tmp_path: Path) -> None:
+    (tmp_path / "outbox.db").mkdir()
+
+    (found,) = verified(an_outbox(f"sqlite:///{tmp_path / 'outbox.db'}", tmp_path / "spool"))
+
+    assert ("database_unreadable", Level.PROBLEM) == (found.kind, found.level)
+    assert "outbox.db is a directory" in found.text
+
+
 @pytest.mark.parametrize("column", ["payload", "due_at", "expires_at", "key", "created_at", "reason_text"])
 def test_a_message_whose_row_cannot_be_read_holds_nobody_up(sqlite_place: Place, column: str) -> None:
     outbox_ = sqlite_place.outbox()
@@ -319,9 +372,6 @@ def test_a_message_whose_row_cannot_be_read_holds_nobody_up_once_it_is_cancelled
 
     assert "outbox cancel 2" in found.remedy
     assert ["a", "c"] == sorted(each.struct["assetId"] for each in sqlite_place.receiver.accepted)
-
-
-# Databases
 
 
 class Sound(NamedTuple):
@@ -494,9 +544,6 @@ def test_a_database_without_its_last_byte_is_found(sound: Sound) -> None:
     assert is_noticed(sound.database, sound.spool)
 
 
-# The log
-
-
 def committed_and_not_moved(place: Place) -> Path:
     """A copy of a database, its log and its index, as a crash leaves them: twenty messages are in the log alone."""
     outbox_ = place.outbox()
@@ -563,9 +610,6 @@ def test_a_log_whose_last_commit_a_power_cut_tore_has_lost_nothing_that_was_prom
     assert [] == verified(outbox_)
 
     outbox_.close()
-
-
-# Beside others
 
 
 def test_verifying_changes_nothing(sqlite_place: Place) -> None:

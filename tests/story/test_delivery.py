@@ -820,6 +820,7 @@ def test_a_worker_that_was_declared_gone_goes_on_under_a_new_name(place: Place) 
 # Clocks
 
 
+@pytest.mark.long
 def test_a_worker_goes_on_after_the_clock_stepped_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its scheduler follows the wall clock, and would sleep for as long as the step."""
     step = timedelta(0)

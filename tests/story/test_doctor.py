@@ -105,6 +105,52 @@ def test_a_database_that_is_none_is_told_with_what_to_do(place: Place) -> None:
     assert "outbox verify" in found.remedy
 
 
+@pytest.mark.parametrize("what", ["nothing", "an empty file", "a directory"])
+def test_a_place_without_a_database_is_told_with_what_is_there(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "outbox.db"
+    if what == "an empty file":
+        path.touch()
+    elif what == "a directory":
+        path.mkdir()
+    outbox_ = an_outbox(f"sqlite:///{path}", tmp_path / "spool")
+
+    found = looked(outbox_)
+
+    outbox_.close()
+    told = {
+        "nothing": ("database", f"there is no database {path}", "if there was one, look first whether its disk is mounted"),
+        "an empty file": ("schema", "the schema is missing", "run: outbox db upgrade"),
+        "a directory": ("database", f"{path} is a directory", "name the file of the database itself"),
+    }
+    check, text, remedy = told[what]
+    assert (Level.PROBLEM, True, True) == (
+        the_one(found, check).level,
+        the_one(found, check).text.startswith(text),
+        the_one(found, check).remedy.startswith(remedy),
+    )
+    assert [] == [each for each in found if "cannot be looked at" in each.text or "no such table" in each.text]
+    for name in ("workers", "served", "stops", "dead", "orphans", "files", "quota", "reserve"):
+        assert [] == of(found, name)
+        assert name in the_one(found, "left_out").text
+    assert bool(of(found, "integrity")) is (what == "an empty file"), "what needs no table of ours is looked at"
+
+
+@pytest.mark.parametrize(("revision", "looked_at"), [("outbox_0001", False), ("outbox_9999", True)])
+def test_what_an_older_schema_lacks_is_not_asked_for_and_a_newer_one_has_it(
+    well: Outbox, place: Place, revision: str, looked_at: bool
+) -> None:
+    with place.engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE {migrate.VERSION_TABLE} SET version_num = '{revision}'"))
+    try:
+        found = looked(well)
+    finally:
+        with place.engine.begin() as connection:
+            connection.execute(sa.text(f"UPDATE {migrate.VERSION_TABLE} SET version_num = '{migrate.newest()}'"))
+
+    assert looked_at is bool(of(found, "workers"))
+    assert looked_at is not bool(of(found, "left_out"))
+
+
 @pytest.mark.parametrize(
     ("revision", "remedy"), [("outbox_0001", "outbox db upgrade"), ("outbox_9999", "upgrade durable-outbox")]
 )
@@ -334,7 +380,7 @@ def test_a_worker_without_a_beat_is_told_and_what_it_holds(place: Place, clock: 
     assert [Level.WARNING, Level.PROBLEM, Level.PROBLEM] == [each.level for each in found]
     assert hand.presence.id[-8:] in found[0].text
     assert "5 min ago" in found[0].text
-    assert "1 deliveries were left behind" in found[2].text
+    assert "1 delivery was left behind" in found[2].text
 
 
 def test_another_version_and_a_destination_that_nobody_serves_are_told(place: Place, clock: Clock) -> None:
@@ -348,7 +394,7 @@ def test_another_version_and_a_destination_that_nobody_serves_are_told(place: Pl
 
     assert "0.0.1" in of(found, "workers")[0].text
     (undeclared, unserved) = sorted(of(found, "served"), key=lambda each: each.text)
-    assert "1 messages are for fax, which nobody declares" in undeclared.text
+    assert "1 message is for fax, which nobody declares" in undeclared.text
     assert "no worker that is alive serves enos" in unserved.text
     assert {Level.PROBLEM} == {undeclared.level, unserved.level}
 
@@ -370,7 +416,7 @@ def test_dead_messages_are_counted(well: Outbox, place: Place) -> None:
     with place.database.begin() as connection:
         add_row(connection, "dead")
 
-    assert "1 messages for enos are dead" in the_one(looked(well), "dead").text
+    assert "1 message for enos is dead" in the_one(looked(well), "dead").text
 
 
 # The spool's rows and files
@@ -465,6 +511,7 @@ class WithCredentials(EnosEvents):
         return self.given
 
 
+@pytest.mark.long
 def test_a_look_that_fails_or_hangs_does_not_take_the_others_along(place: Place, receiver: Receiver) -> None:
     hold = threading.Event()
     common = {"url": receiver.url, "org_id": "o1", "allow_plain_http": True}

@@ -1059,7 +1059,9 @@ def test_a_key_of_two_destinations_is_explained_for_both_unless_one_is_named(pla
         f"'prüfung-七' means 2 things: message {one} of enos, with the key 'prüfung-七'; "
         f"message {two} of zweite, with the key 'prüfung-七'"
     )
-    assert both[0].next == "each is explained here; an id, or a key with --destination, means one"
+    assert both[0].next == (
+        "whatever holds up any of them follows, once if it holds up several; another id, or --destination, means fewer"
+    )
     assert [f"message {two} is not due before {told(at(place, days=1))}, in 1 d: its producer chose that"] == [
         each.sentence for each in narrowed
     ]
@@ -1113,7 +1115,7 @@ def test_explaining_writes_nothing(place: Place) -> None:
         (
             "outbox_0001",
             "run: outbox db upgrade",
-            "no worker of this version starts until then; older ones that still run go on",
+            "no worker of this version starts until then; if an older one works in it already, that one goes on",
         ),
         (
             "outbox_9999",
@@ -1217,6 +1219,7 @@ def run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=place.folder, env=kept | settings, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.long
 def test_the_terminal_tells_each_cause_in_text_and_in_lines_of_json(place: Place) -> None:
     outbox = place.outbox()
     place.hand(outbox)

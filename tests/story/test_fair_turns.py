@@ -116,6 +116,7 @@ def test_many_backlogs_take_turns(place: Place) -> None:
     place.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [3, 10, 100])
 def test_each_kind_of_message_has_a_part_of_the_next_request(place: Place, batch: int) -> None:
     outbox = place.outbox(Policy(batch_messages=batch), clock=place.clock)

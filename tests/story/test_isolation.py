@@ -166,6 +166,7 @@ def refusals(place: Place) -> Counter[str]:
         return Counter(connection.execute(statement.where(attempt.c.outcome == "reject")).scalars())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("placement", ["spread", "adjacent", "first", "last", "random"])
 def test_ten_bad_messages_are_refused_by_name(place: Place, placement: str) -> None:
     refused_by_name(place, 1000, chosen(placement, 1010, 10), "hand", keep_good=placement in ("adjacent", "random"))
@@ -182,6 +183,7 @@ def test_two_workers_find_ten_bad_among_ten_thousand_good_that_a_receiver_keeps(
     refused_by_name(place, 10_000, chosen("random", 10_010, 10), "workers", keep_good=True)
 
 
+@pytest.mark.long
 def test_of_any_number_of_messages_exactly_the_bad_ones_die(place: Place) -> None:
     seed = int.from_bytes(os.urandom(4))
     dice = random.Random(seed)
@@ -206,6 +208,7 @@ def test_of_any_number_of_messages_exactly_the_bad_ones_die(place: Place) -> Non
     place.check()
 
 
+@pytest.mark.long
 def test_the_terminal_tells_the_receivers_words(place: Place) -> None:
     place.receiver.refuse(lambda struct: named(struct, "bad"), REFUSED, WORDS)
     put_all(place, ["good-0", "bad-0", "good-1"])
@@ -317,6 +320,7 @@ def test_a_message_that_breaks_every_request_is_given_up_alone(place: Place, how
     place.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("behaviour", [HangUp("in_body"), Status(500)], ids=["reset", "500"])
 def test_two_workers_give_up_a_message_that_breaks_every_request(place: Place, behaviour: Behaviour) -> None:
     quick: dict[str, Any] = {"backoff_first": 0.01, "backoff_cap": 0.05, "probe_first": 0.03, "probe_cap": 0.06}
@@ -492,6 +496,7 @@ def learned(place: Place) -> int | None:
         return size
 
 
+@pytest.mark.long
 @EARLY_OR_NOT
 def test_a_size_that_is_refused_is_learned_and_kept_to(modest: Place) -> None:
     outbox = modest.outbox(clock=modest.clock)
@@ -566,6 +571,7 @@ def test_a_learned_size_is_forgotten_slowly_and_held_again_after_one_refusal(mod
     modest.check()
 
 
+@pytest.mark.long
 @EARLY_OR_NOT
 def test_many_senders_learn_a_size_together(modest: Place) -> None:
     put_bytes(modest, modest.outbox(), "first", 4_000_000)

@@ -138,6 +138,7 @@ def test_four_processes_keep_to_one_rate_and_one_number_of_uploads_and_stop_when
     distant.check()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_was_under_way_at_a_pause_is_finished(distant: Place) -> None:
     outbox, receiver = distant.outbox(), distant.receiver
@@ -196,6 +197,7 @@ def two_workers(place: Place, policy: Policy) -> Iterator[Outbox]:
         yield outboxes[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_number_of_uploads_alone_is_kept_to_and_used(distant: Place, most: int) -> None:
     policy = Policy(batch_messages=1, in_flight=most)
@@ -305,6 +307,7 @@ def test_a_request_that_was_refused_has_used_the_rate_as_well(place: Place) -> N
     place.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("back", [1, 30, 86_400])
 def test_a_step_back_of_the_clock_neither_fills_nor_stops_the_rate(place: Place, back: int) -> None:
     policy = Policy(batch_messages=1, rate=0.5, burst=4)

@@ -465,6 +465,7 @@ def test_an_outage_in_the_middle_of_a_backlog_is_survived_by_real_senders(scene:
     place.check()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_destination_that_is_up_for_one_delivery_now_and_then_kills_nothing(place: Place) -> None:
     """Every message knocks in every outage: were probes charged, the last of them would be given up."""

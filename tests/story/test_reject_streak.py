@@ -118,6 +118,7 @@ def test_a_destination_that_refuses_everything_stops_after_so_many_and_kills_no_
     assert {Reason.REJECTED} == set(reasons(typo.place.database).values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("together", [1, 100])
 def test_several_workers_together_kill_no_more_than_one(typo: Typo, together: int) -> None:
     hands = [typo.place.hand(typo.wrong(batch_messages=together)) for _ in range(4)]
@@ -165,6 +166,7 @@ def test_the_stop_comes_with_the_refusal_that_reaches_the_limit_and_not_before(t
     assert {DEAD: 3, PENDING: 2} == typo.counted()
 
 
+@pytest.mark.long
 def test_the_stop_is_shown_with_what_the_destination_said(typo: Typo) -> None:
     place = typo.place
     typo.backlog(40)
@@ -182,6 +184,7 @@ def test_the_stop_is_shown_with_what_the_destination_said(typo: Typo) -> None:
     assert WORDS in shown["stop_text"], "an operator reads what to mend"
 
 
+@pytest.mark.long
 def test_probes_of_a_stopped_destination_kill_nobody(typo: Typo) -> None:
     place = typo.place
     hands = [place.hand(typo.wrong(batch_messages=1)) for _ in range(3)]
@@ -243,6 +246,7 @@ def test_after_the_fix_and_a_resume_the_rest_arrives_and_a_replay_brings_the_oth
     typo.check()
 
 
+@pytest.mark.long
 def test_after_the_fix_a_restarted_worker_needs_nobody_to_resume(typo: Typo) -> None:
     """No time passes by the clock: it is the start that makes the probe due."""
     place = typo.place
@@ -279,6 +283,7 @@ def test_after_the_fix_on_the_other_side_it_goes_on_by_itself(typo: Typo) -> Non
     place.check()
 
 
+@pytest.mark.long
 def test_workers_that_restart_without_the_fix_kill_nobody(typo: Typo) -> None:
     place = typo.place
     typo.backlog(60)
@@ -294,6 +299,7 @@ def test_workers_that_restart_without_the_fix_kill_nobody(typo: Typo) -> None:
     assert {DEAD: STREAK, PENDING: 60 - STREAK} == typo.counted()
 
 
+@pytest.mark.long
 def test_a_resume_without_the_fix_costs_no_more_than_the_limit_again(typo: Typo) -> None:
     place = typo.place
     wrong = typo.wrong(batch_messages=1)
@@ -309,6 +315,7 @@ def test_a_resume_without_the_fix_costs_no_more_than_the_limit_again(typo: Typo)
     assert {DEAD: 2 * STREAK, PENDING: 100 - 2 * STREAK} == typo.counted()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_streams_go_on_in_order_once_their_dead_are_replayed(typo: Typo) -> None:
     place = typo.place
@@ -374,6 +381,7 @@ def test_one_delivery_sets_the_count_back(typo: Typo) -> None:
     place.check()
 
 
+@pytest.mark.long
 def test_the_count_is_the_fleets_and_outlives_every_worker(typo: Typo) -> None:
     typo.backlog(60)
 

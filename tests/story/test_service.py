@@ -30,7 +30,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from outbox import ConfigurationError, Outbox, Policy, Refused, State, Worker, logs, migrate, secret, telemetry
 from outbox.metrics import Metrics
-from outbox.probes import Page, Probes
+from outbox.port import Page, Port
 from outbox.service import Service
 from outbox.store import living
 from outbox.systemd import Notifier
@@ -202,7 +202,7 @@ def test_only_what_is_there_can_be_read_and_nothing_else_be_done(place: Place, c
     assert int(answers["the head"].headers["Content-Length"]) > 0
     assert "GET, HEAD" == answers["a change"].headers["Allow"]
     assert "outbox" == answers["another path"].headers["Server"].strip()
-    assert [] == [record.getMessage() for record in caplog.records if "probes" in record.name]
+    assert [] == [record.getMessage() for record in caplog.records if "port" in record.name]
 
 
 def test_a_port_that_is_taken_is_said_before_anything_begins(sqlite_place: Place) -> None:
@@ -220,20 +220,20 @@ def test_a_port_that_is_taken_is_said_before_anything_begins(sqlite_place: Place
 @pytest.mark.parametrize("address", ["9464", "localhost", "localhost:http", "127.0.0.1:99999", "::1:9464", ""])
 def test_an_address_that_is_none_is_refused_with_an_example(address: str) -> None:
     with pytest.raises(ConfigurationError, match=r"such as 127\.0\.0\.1:9464"):
-        Probes(address, {})
+        Port(address, {})
 
 
 @pytest.mark.parametrize(("address", "host"), [("127.0.0.1:0", "127.0.0.1"), (":0", "127.0.0.1"), ("[::1]:0", "[::1]")])
 def test_it_listens_where_it_is_told_to(address: str, host: str) -> None:
     if "::1" in host and not _has_ipv6():
         pytest.skip("this machine has no IPv6")
-    probes = Probes(address, {"/page": lambda: Page(200, b"here")})
-    probes.start()
+    served = Port(address, {"/page": lambda: Page(200, b"here")})
+    served.start()
     try:
-        assert probes.url.startswith(f"http://{host}:")
-        assert b"here" == Got(probes.url, "/page").body
+        assert served.url.startswith(f"http://{host}:")
+        assert b"here" == Got(served.url, "/page").body
     finally:
-        probes.close()
+        served.close()
 
 
 def _has_ipv6() -> bool:
@@ -251,9 +251,9 @@ def test_more_clients_than_places_are_turned_away_and_the_rest_served() -> None:
         enough.wait(20)
         return Page(200, b"done")
 
-    probes = Probes("127.0.0.1:0", {"/slow": slow})
-    probes.start()
-    host, port = probes.url.removeprefix("http://").split(":")
+    served = Port("127.0.0.1:0", {"/slow": slow})
+    served.start()
+    host, port = served.url.removeprefix("http://").split(":")
     clients = [HTTPConnection(host, int(port), timeout=20) for _ in range(16)]
     try:
         for each in clients:
@@ -262,16 +262,16 @@ def test_more_clients_than_places_are_turned_away_and_the_rest_served() -> None:
             assert entered.acquire(timeout=20)
 
         with pytest.raises((ConnectionError, urllib.error.URLError)):
-            Got(probes.url, "/slow")
+            Got(served.url, "/slow")
         enough.set()
 
         assert [200] * 16 == [each.getresponse().status for each in clients]
-        assert b"done" == Got(probes.url, "/slow").body
+        assert b"done" == Got(served.url, "/slow").body
     finally:
         enough.set()
         for each in clients:
             each.close()
-        probes.close()
+        served.close()
 
 
 def pages_answer_without_the_database(running: Running) -> dict[str, Any]:

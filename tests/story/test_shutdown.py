@@ -27,6 +27,7 @@ def nobody_is_there(place: Place) -> bool:
         return living.beats(connection) == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_upload_in_hand_is_finished_and_none_begun(place: Place, number: signal.Signals) -> None:
     place.receiver.misbehave(Hold())
@@ -51,6 +52,7 @@ def test_an_upload_in_hand_is_finished_and_none_begun(place: Place, number: sign
     place.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_upload_that_outlasts_the_grace_is_cut_and_costs_nothing(place: Place, number: signal.Signals) -> None:
     place.receiver.misbehave(SlowRead(1_000_000))
@@ -76,6 +78,7 @@ def test_an_upload_that_outlasts_the_grace_is_cut_and_costs_nothing(place: Place
     place.check()
 
 
+@pytest.mark.long
 def test_an_upload_that_is_cut_while_it_waits_for_its_answer_is_unknown(place: Place) -> None:
     place.receiver.misbehave(Hold())
     place.enqueue(place.outbox(), "a")

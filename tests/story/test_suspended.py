@@ -123,6 +123,7 @@ def died_and_was_replayed(place: Place, outbox: Outbox, hand: Hand) -> list[tupl
 Meanwhile = Callable[[Place, Outbox, Hand], list[tuple[str, str | None]]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("meanwhile", "ordering_key"),
     [
@@ -152,6 +153,7 @@ def test_a_late_answer_changes_nothing_whatever_became_of_the_message(
     place.check()
 
 
+@pytest.mark.long
 def test_a_late_answer_is_no_answer_for_a_message_that_still_waits(place: Place) -> None:
     outbox = place.outbox()
     place.enqueue(outbox, "a")
@@ -173,6 +175,7 @@ def test_a_late_answer_is_no_answer_for_a_message_that_still_waits(place: Place)
     place.check()
 
 
+@pytest.mark.long
 def test_a_late_answer_does_not_touch_the_try_that_is_under_way(place: Place) -> None:
     """Both have the message in hand at the same time; the first one's answer comes in between."""
     outbox = place.outbox()
@@ -204,6 +207,7 @@ def test_a_late_answer_does_not_touch_the_try_that_is_under_way(place: Place) ->
     place.check()
 
 
+@pytest.mark.long
 def test_a_late_refusal_kills_nobody(place: Place) -> None:
     """The destination has changed its mind since."""
     outbox = place.outbox()

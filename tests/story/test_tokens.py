@@ -213,6 +213,7 @@ def test_the_search_finds_a_canary_wherever_it_is_and_misses_one_that_was_never_
 # Tokens that end in the middle of a backlog
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("refusal", [Expired(), ApimExpired()], ids=["401", "4011"])
 def test_tokens_that_are_taken_back_in_mid_backlog_cost_nothing(make_gate: MakeGate, refusal: Expired | ApimExpired) -> None:
     gate = make_gate(Policy(batch_messages=2), Clock(), token_refusal=refusal)
@@ -246,6 +247,7 @@ def test_short_lived_tokens_carry_a_long_backlog(make_gate: MakeGate, revokes: b
     gate.vault.check(gate.place)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_four_senders_share_tokens_that_end_every_second(make_gate: MakeGate) -> None:
     gate = make_gate(Policy(batch_messages=3), token_lifetime=2, latency=0.05)
@@ -372,6 +374,7 @@ def test_who_is_not_known_is_told_why_and_every_message_waits(
 # A token service that takes its time
 
 
+@pytest.mark.long
 def test_senders_wait_for_a_slow_token_service_and_ask_it_once(make_gate: MakeGate) -> None:
     gate = make_gate(Policy(batch_messages=3))
     gate.receiver.always_for_tokens(Slow(1.0))
@@ -388,6 +391,7 @@ def test_senders_wait_for_a_slow_token_service_and_ask_it_once(make_gate: MakeGa
     gate.vault.check(gate.place)
 
 
+@pytest.mark.long
 def test_a_token_service_that_is_too_slow_is_the_destinations_trouble(
     make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from outbox.errors import ConfigurationError
 
-log = logging.getLogger("outbox.probes")
+log = logging.getLogger("outbox.port")
 
 #: Connections that are answered at the same time; one more is closed at once.
 _AT_ONCE = 16
@@ -32,7 +32,7 @@ class Page:
     content_type: str = "text/plain; charset=utf-8"
 
 
-class Probes:
+class Port:
     """Serves pages by their path on `address` (`127.0.0.1:9464`, `[::1]:9464`, `:9464` for every address; port 0 is any).
 
     Binds when it is made, and raises ConfigurationError when that cannot be. `start` begins to answer.
@@ -153,4 +153,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(page.body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the library's name)
-        """Probes come every few seconds: nothing is said of them."""
+        """Port come every few seconds: nothing is said of them."""
