@@ -43,6 +43,10 @@ _NOTHING_LEFT = 256 * 1024
 #: Pages that SQLite allows where nobody has set a limit; older versions have the lower one.
 _ENDLESS = 2**30 - 1
 _INCREMENTAL = 2
+_NOT_THERE = (
+    "there is no database {path}; if there was one, look first whether its disk is mounted; "
+    "if there was none: outbox init, or outbox db upgrade"
+)
 _GONE = (
     "the database {path} was deleted or replaced while it was in use; nothing was put in its place: "
     "restore a copy if it is gone, and start what uses it again"
@@ -65,7 +69,7 @@ def connect(url: str | URL) -> Engine:
         # One connection is the process's place in the queue for SQLite's write lock: threads wait for it in turn, instead of
         # racing each other through the busy handler, which is not fair.
         if not url.database.startswith("file:") and not Path(url.database).exists():
-            raise SchemaError(f"there is no database {url.database} yet; run: outbox init, or outbox db upgrade")
+            raise SchemaError(_NOT_THERE.format(path=url.database))
         engine = create_engine(url, hide_parameters=True, pool_size=1, max_overflow=0, pool_timeout=2 * _BUSY_TIMEOUT)
         _open_only(engine)
         _begin_with(engine, "BEGIN IMMEDIATE")
@@ -411,7 +415,7 @@ class Database:
             yield self.engine.execution_options(postgresql_readonly=self.kind == "postgresql")
             return
         if not path.exists():
-            raise SchemaError(f"there is no database {path} yet; run: outbox init, or outbox db upgrade")
+            raise SchemaError(_NOT_THERE.format(path=path))
         query = {"mode": "ro", "uri": "true"}
         url = URL.create("sqlite", database=path.as_uri().replace("file://", "file:", 1), query=query)
         engine = create_engine(url, hide_parameters=True, connect_args={"timeout": _BUSY_TIMEOUT})

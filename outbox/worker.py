@@ -91,8 +91,10 @@ class Worker:
         if not self.destinations:
             raise ConfigurationError("this worker has nothing to do: no destination is declared")
         for what, value in (("gone_after", gone_after), ("poll", poll)):
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise ConfigurationError(f"expected {what} to be more than 0 seconds, got {value}")
+        if not stop_grace >= 0:
+            raise ConfigurationError(f"expected stop_grace to be at least 0 seconds, got {stop_grace}")
         self._transport = transport or RequestsTransport()
         self._stop = threading.Event()
         self._stop_grace = stop_grace

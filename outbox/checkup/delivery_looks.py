@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from outbox.app import Outbox
 from outbox.checkup.findings import Check, Finding, compared, ok, problem, warning
-from outbox.checkup.probe import BEAT_OLD_AFTER, alive
+from outbox.checkup.monitoring import BEAT_OLD_AFTER, alive
 from outbox.checkup.shelf import Shelf, older_than
 from outbox.counting import counted, verb
 from outbox.errors import FileChanged, FileMissing, SpoolError

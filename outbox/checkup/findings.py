@@ -65,7 +65,8 @@ def compared(whose: str, ahead: float, level: Level = Level.WARNING) -> Finding:
 
 
 def in_words(error: BaseException) -> str:
-    """An error in one line, without the statement it came from and without a secret."""
+    """What an error says itself, in one line: without its class, its statement, SQLAlchemy's advice, and a secret."""
     cause: BaseException = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return conceal(lines[0] if lines else type(cause).__name__).rstrip(".")
+    words = (lines[0] if lines else type(cause).__name__).partition(" (Background on")[0]
+    return conceal(words).rstrip(".")

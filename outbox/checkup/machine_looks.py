@@ -13,7 +13,7 @@ from sqlalchemy import literal, select
 from outbox.app import Outbox
 from outbox.checkup import places
 from outbox.checkup.findings import Check, Finding, Level, compared, ok, problem, warning
-from outbox.checkup.probe import alive
+from outbox.checkup.monitoring import alive
 from outbox.checkup.shelf import Shelf
 from outbox.errors import SpoolError
 from outbox.marks import ForeignSpool, Step

@@ -22,7 +22,7 @@ from outbox.counting import counted
 from outbox.units import bytes_in_words, in_words
 
 if TYPE_CHECKING:
-    from outbox.checkup import Damage, Level, Limits, Probed
+    from outbox.checkup import Damage, Level, Limits, Reading
     from outbox.checkup.verify import Progress
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -155,30 +155,30 @@ def check(
     it refuses everything), 3 UNKNOWN (the database does not answer, or this command was used wrongly). Messages of a paused
     destination are not counted for --max-age. The spool is counted whole, whatever the destination.
     """
-    from outbox.checkup import Limits, probe
-    from outbox.checkup.probe import Alarm, Probed
+    from outbox.checkup import Limits, monitor
+    from outbox.checkup.monitoring import Alarm, Reading
     from outbox.errors import OutboxError
 
     limits = Limits(max_age, max_dead, max_pending, max_spool)
     try:
         outbox = outbox_of(ctx, migrated=False)
-        found = probe(outbox, limits, destinations, deadline=timeout.total_seconds())
+        found = monitor(outbox, limits, destinations, deadline=timeout.total_seconds())
     except OutboxError as error:
-        found = Probed(Alarm.UNKNOWN, (str(error),))
+        found = Reading(Alarm.UNKNOWN, (str(error),))
     if as_json:
-        _emit_probed(found)
+        _emit_reading(found)
     else:
         click.echo(_line(found, limits))
     ctx.exit(int(found.alarm))
 
 
-def _emit_probed(found: Probed) -> None:
+def _emit_reading(found: Reading) -> None:
     each = {name: asdict(backlog) for name, backlog in sorted(found.destinations.items())}
     state = {"state": found.alarm.name, "code": int(found.alarm), "reasons": list(found.reasons)}
     emit(state | {"numbers": dict(found.numbers), "destinations": each})
 
 
-def _line(found: Probed, limits: Limits) -> str:
+def _line(found: Reading, limits: Limits) -> str:
     numbers = found.numbers
     text = "; ".join(_for_monitor(reason) for reason in found.reasons)
     if not numbers:

@@ -86,14 +86,9 @@ def naming_database(outbox: Outbox) -> Iterator[None]:
 
 
 def _of_database(error: Exception, name: str = "") -> str:
-    return f"the database{name} cannot be used: {own_words(error)}"
-
-
-def own_words(error: Exception) -> str:
-    """What an error says itself, in one line: without classes, the statement, and where SQLAlchemy explains its errors."""
     from outbox.checkup.findings import in_words
 
-    return in_words(error).partition(" (Background on")[0]
+    return f"the database{name} cannot be used: {in_words(error)}"
 
 
 def exit_code_of(error: Exception) -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from outbox.cli.context import outbox_of, own_words
+from outbox.cli.context import outbox_of
 from outbox.cli.options import Number, command, json_option
 from outbox.cli.printing import colourful, columns, emit, is_terminal, say, shown, width
 from outbox.counting import counted, verb
@@ -94,12 +94,13 @@ def _looked(look: Callable[[], Status]) -> Status | str:
     """The status, or why there is none just now: a database that is away comes back."""
     from sqlalchemy.exc import SQLAlchemyError
 
+    from outbox.checkup.findings import in_words
     from outbox.errors import OutboxError
 
     try:
         return look()
     except (OutboxError, SQLAlchemyError) as error:
-        return f"cannot look: {shown(own_words(error))}; trying again"
+        return f"cannot look: {shown(in_words(error))}; trying again"
 
 
 def _report(found: Status, room: int | None) -> Iterator[str]:

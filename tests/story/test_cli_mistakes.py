@@ -90,8 +90,12 @@ def damaged(path: Path) -> None:
     path.write_bytes(b"this is no database " * 500)
 
 
+NO_DATABASE = (
+    "there is no database {}; if there was one, look first whether its disk is mounted; if there was none: outbox init"
+)
+
 TROUBLES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
-    "missing": (nothing, "schema", "there is no database {} yet; run: outbox init, or outbox db upgrade", UNTIL_UPGRADED),
+    "missing": (nothing, "schema", NO_DATABASE, UNTIL_UPGRADED),
     "empty": (Path.touch, "schema", "the database has no outbox schema yet; run: outbox db upgrade", UNTIL_UPGRADED),
     "damaged": (damaged, "database", "the database {} is damaged (file is not a database); nothing was replaced", STARTS_NONE),
 }

@@ -1154,7 +1154,7 @@ def test_no_database_and_one_that_was_never_migrated_are_causes(tmp_path: Path) 
     (empty,) = outbox.explain("enos")
     outbox.close()
 
-    assert missing.sentence == f"there is no database {path} yet; run: outbox init, or outbox db upgrade"
+    assert missing.sentence.startswith(f"there is no database {path}; if there was one, look first whether its disk is mounted")
     assert empty.sentence == "the database has no outbox schema yet; run: outbox db upgrade"
     assert [Code.SCHEMA, Code.SCHEMA] == [missing.code, empty.code]
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import socket
 import subprocess
@@ -1045,3 +1046,11 @@ def test_a_password_of_the_database_is_remembered_however_many_tokens_come_and_g
 
     assert "no *** and no ***" == secret.conceal("no canary-p@ss and no canary-p%40ss")
     outbox.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("gone_after", math.inf), ("gone_after", math.nan), ("poll", 0.0), ("stop_grace", math.nan)]
+)
+def test_a_worker_is_refused_a_time_that_is_none(sqlite_place: Place, option: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=f"expected {option} to be"):
+        Worker(sqlite_place.outbox(), **{option: value})

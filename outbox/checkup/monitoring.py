@@ -1,4 +1,4 @@
-"""The probe: one look at the numbers that matter, for a monitor that asks every minute."""
+"""One look at the numbers that matter, for a monitor that asks every minute."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Probed:
-    """What a probe found: the worst of it, each reason in words, and the numbers of each destination."""
+class Reading:
+    """What one look found: the worst of it, each reason in words, and the numbers of each destination."""
 
     alarm: Alarm
     reasons: tuple[str, ...]
@@ -55,23 +55,23 @@ class Probed:
     destinations: Mapping[str, Backlog] = field(default_factory=dict)
 
 
-def probe(outbox: Outbox, limits: Limits, names: Collection[str] = (), *, deadline: float = 5.0) -> Probed:
+def monitor(outbox: Outbox, limits: Limits, names: Collection[str] = (), *, deadline: float = 5.0) -> Reading:
     """Look once. Never raises and never lasts longer than `deadline` seconds: what cannot be told is UNKNOWN."""
-    done: list[Probed] = []
+    done: list[Reading] = []
 
     def look() -> None:
         try:
             done.append(_look(outbox, limits, names))
         except Exception as error:  # noqa: BLE001 (a monitor is told whatever it is)
-            done.append(Probed(Alarm.UNKNOWN, (in_words(error),)))
+            done.append(Reading(Alarm.UNKNOWN, (in_words(error),)))
 
-    thread = threading.Thread(target=look, name="outbox-probe", daemon=True)
+    thread = threading.Thread(target=look, name="outbox-monitor", daemon=True)
     thread.start()
     thread.join(deadline)
-    return done[0] if done else Probed(Alarm.UNKNOWN, (f"the database did not answer within {deadline:g} s",))
+    return done[0] if done else Reading(Alarm.UNKNOWN, (f"the database did not answer within {deadline:g} s",))
 
 
-def _look(outbox: Outbox, limits: Limits, names: Collection[str]) -> Probed:
+def _look(outbox: Outbox, limits: Limits, names: Collection[str]) -> Reading:
     chosen = [outbox.destination(name).name for name in names]
     migrate.require_current(outbox.database)
     now = outbox.ambient.now()
@@ -99,7 +99,7 @@ def _look(outbox: Outbox, limits: Limits, names: Collection[str]) -> Probed:
         if name in backlog:
             (warning if said["stop"] == Stop.PAUSE else critical).append(_stopped(said))
     alarm = Alarm.CRITICAL if critical else Alarm.WARNING if warning else Alarm.OK
-    return Probed(alarm, (*critical, *warning), numbers, backlog)
+    return Reading(alarm, (*critical, *warning), numbers, backlog)
 
 
 def alive(workers: Collection[Beating], now: datetime) -> list[Beating]:
@@ -149,5 +149,5 @@ def _stopped(said: Mapping[str, Any]) -> str:
     if said["stop"] == Stop.PAUSE:
         return f"{said['name']} is paused by {said['stopped_by']}: {said['stop_text']}"
     why = {Stop.CREDENTIALS: "our credentials are refused", Stop.REJECT_STREAK: "it refuses one message after the other"}
-    text = f"{said['name']} is stopped: {why[Stop(said['stop'])]}"
-    return f"{text} ({said['stop_text']})" if said["stop_text"] else text
+    said_so = said["stop_text"] if said["stop"] == Stop.CREDENTIALS else None  # of a streak it says the same once more
+    return f"{said['name']} is stopped: {why[Stop(said['stop'])]}" + (f" ({said_so})" if said_so else "")
