@@ -138,13 +138,19 @@ def prepare(engine: Engine) -> Engine:
     whether it is its turn to write. How transactions begin is not changed: readers stay readers. On Postgres
     there is nothing to do.
     """
+    return _prepared(engine)
+
+
+def _prepared(engine: Engine, *, reads: bool = False) -> Engine:
+    """The same; one that only `reads` leaves a file alone that is empty, and would be a database from then on."""
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
         def set_up(connection: Any, _record: Any) -> None:
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000}")
-            cursor.execute("PRAGMA journal_mode = WAL")
+            if not (reads and _is_empty(Path(engine.url.database or ""))):
+                cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute("PRAGMA synchronous = FULL")
             cursor.execute("PRAGMA foreign_keys = ON")
             cursor.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
@@ -170,7 +176,12 @@ def _reading(engine: Engine) -> Engine:
     readers = create_engine(engine.url, hide_parameters=True, pool_size=4, max_overflow=8)
     _open_only(readers)
     _begin_with(readers, "BEGIN")
-    return prepare(readers)
+    return _prepared(readers, reads=True)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether it is a file without a byte, as `touch` and a crash leave it."""
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _any_text(raw: bytes) -> str:

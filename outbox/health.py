@@ -12,9 +12,10 @@ from typing import Generic, NamedTuple, TypeVar
 from outbox import migrate
 from outbox.ambient import Ambient
 from outbox.database import Database
-from outbox.errors import OutboxError
+from outbox.errors import OutboxError, SpoolError
 from outbox.secret import conceal
 from outbox.spool.base import Spool
+from outbox.store import keeping
 
 T = TypeVar("T")
 
@@ -138,9 +139,15 @@ class Health:
             return migrate.current(connection)
 
     def _write_to_spool(self) -> None:
+        if not self._spool.is_there() and self._has_files():  # writing would make it anew, on the disk below its mount
+            raise SpoolError(f"{self._spool} is not there, and the database has files in it; is the disk mounted?")
         name = self._ambient.new_id()
         self._spool.put(name, io.BytesIO(b"outbox"))
         self._spool.delete(name)
+
+    def _has_files(self) -> bool:
+        with self._database.read() as connection:
+            return keeping.any_kept(connection)
 
 
 def _part(ask: Callable[[], object]) -> Part:

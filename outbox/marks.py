@@ -36,8 +36,7 @@ class Step(Enum):
     NOTHING = auto()
     MARK_BOTH = auto()  #: neither has one: both take a new one
     MARK_SPOOL = auto()  #: it takes the database's
-    MARK_DATABASE = auto()  #: it takes the spool's
-    REPLACE = auto()  #: the spool takes the database's instead of its own
+    ADOPT = auto()  #: the spool takes the database's instead of its own; a database without one takes a new one
     REFUSE = auto()
 
 
@@ -53,9 +52,7 @@ class Marks(NamedTuple):
             return Step.MARK_BOTH if self.database is None else Step.MARK_SPOOL
         if self.spool == self.database:
             return Step.NOTHING
-        if not adopt:
-            return Step.REFUSE
-        return Step.MARK_DATABASE if self.database is None else Step.REPLACE
+        return Step.ADOPT if adopt else Step.REFUSE
 
 
 class Marking:
@@ -86,18 +83,19 @@ class Marking:
     def settle(self, *, adopt: bool = False) -> None:
         """Write what is missing. Raises ForeignSpool where nothing may be written.
 
-        A spool that is not there is left alone, and so is a database whose schema has no place for a mark, if the spool has
-        none either. It has a short transaction of its own: not for the middle of a caller's.
+        A spool that is adopted gets a mark it did not have before: should the database that had it still be in use, that one is
+        refused from then on. A spool that is not there is left alone, and so is a database whose schema has no place for a
+        mark, if the spool has none either. It has a short transaction of its own: not for the middle of a caller's.
         """
         found = self.look()
         step = self._checked(found, adopt)
         if step is Step.NOTHING or not self._spool.is_there():
             return
-        mark = found.database or self._give(found.spool or self._ambient.new_id(), must=found.spool is not None)
+        mark = found.database or self._give(self._ambient.new_id(), must=found.spool is not None)
         if mark is None:
             return
         # Others may have been faster, here or in another database.
-        self._checked(Marks(mark, self._spool.set_mark(mark, replace=step is Step.REPLACE)), adopt=False)
+        self._checked(Marks(mark, self._spool.set_mark(mark, replace=step is Step.ADOPT)), adopt=False)
 
     def _checked(self, found: Marks, adopt: bool) -> Step:
         step = found.step(adopt=adopt)

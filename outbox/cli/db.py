@@ -18,11 +18,15 @@ def db() -> None:
 @json_option
 @click.pass_context
 def upgrade(ctx: click.Context, as_json: bool) -> None:
-    """Bring the database to the schema of this version. Safe to run again, and from several machines at once."""
+    """Bring the database to the schema of this version. Safe to run again, and from several machines at once.
+
+    A spool that belongs to another database, or to this one before it was lost, is refused before anything is made.
+    """
     from outbox import migrate
 
     outbox = outbox_of(ctx, migrated=False)
     with naming_database(outbox):
+        outbox.marks.check()  # an empty database beside the spool of one that was lost is not made
         before, after = migrate.upgrade(outbox.database)
     if as_json:
         emit({"before": before, "after": after})

@@ -46,7 +46,7 @@ def init(ctx: click.Context, adopt_spool: bool, as_json: bool) -> None:
     _, revision = migrate.upgrade(outbox.database)
     outbox.spool_store.prepare()
     outbox.mark_spool(adopt=adopt_spool)
-    adopted = step in (Step.MARK_DATABASE, Step.REPLACE)
+    adopted = step is Step.ADOPT
     if as_json:
         told = {"config": None if path is None else str(path), "written": written, "spool": str(outbox.spool_store)}
         emit(told | {"schema": revision, "adopted": adopted})

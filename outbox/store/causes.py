@@ -173,7 +173,7 @@ def _next_due(connection: Connection, name: str) -> datetime | None:
         first = select(message.c.due_at).where(*mine).order_by(message.c.due_at, message.c.id).limit(1)
         found.append(connection.execute(first).scalar_one_or_none())
     going = (head.c.claimed_by.is_(None), head.c.blocked_by.is_(None), head.c.stream_id.not_in(pausing.streams_of(name)))
-    for table, conditions in ((head, going), (share, (share.c.id.not_in(pausing.shares_of(name)),))):
+    for table, conditions in ((head, going), (share, (share.c.ordering_key.not_in(pausing.keys_of(name)),))):
         waits = (table.c.destination == name, table.c.due_at.is_not(None), *conditions)
         found.append(connection.execute(select(func.min(table.c.due_at)).where(*waits)).scalar_one())
     return min((each for each in found if each is not None), default=None)

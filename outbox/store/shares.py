@@ -22,7 +22,8 @@ _TOGETHER = 100
 def due(name: str, lanes: Collection[Lane], when: When) -> ColumnElement[bool]:
     """The condition of a share that may have a message to claim."""
     come = has_come(share.c.due_at, share.c.scheduled, when)
-    return and_(share.c.destination == name, share.c.lane.in_(lanes), come, share.c.id.not_in(pausing.shares_of(name)))
+    # By its key: asked which shares are paused, SQLite would look at all that there are.
+    return and_(share.c.destination == name, share.c.lane.in_(lanes), come, share.c.ordering_key.not_in(pausing.keys_of(name)))
 
 
 def join(connection: Connection, new: NewMessage, ordering_key: str) -> int:

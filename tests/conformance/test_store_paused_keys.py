@@ -325,6 +325,8 @@ def test_a_claim_reads_the_places_that_are_due_from_their_index_whatever_is_paus
         assert any(index in line for line in plan), plan
     lines = [line for plan in plans for line in plan]
     assert not [line for line in lines if re.search("SCAN outbox_(head|share|stream)|Seq Scan", line)], lines
+    every_one = r"SEARCH outbox_(share|stream)\b.*\(destination=\?\)"
+    assert not [line for line in lines if re.search(every_one, line)], lines
 
 
 # A producer has a row in its hands.

@@ -15,8 +15,8 @@ OURS, THEIRS = "0" * 31 + "1", "0" * 31 + "2"
         (None, None, Step.MARK_BOTH, Step.MARK_BOTH),
         (OURS, None, Step.MARK_SPOOL, Step.MARK_SPOOL),
         (OURS, OURS, Step.NOTHING, Step.NOTHING),
-        (None, THEIRS, Step.REFUSE, Step.MARK_DATABASE),
-        (OURS, THEIRS, Step.REFUSE, Step.REPLACE),
+        (None, THEIRS, Step.REFUSE, Step.ADOPT),
+        (OURS, THEIRS, Step.REFUSE, Step.ADOPT),
     ],
 )
 def test_what_is_anothers_is_refused_until_a_person_says_otherwise(

@@ -75,7 +75,7 @@ def test_init_writes_settings_a_private_database_and_a_private_spool(terminal: T
 
 def test_init_keeps_settings_that_are_there(terminal: Terminal):
     settings = terminal.folder / "outbox.toml"
-    settings.write_text(settings.read_text().replace("outbox.db", "other.db"))
+    settings.write_text(settings.read_text().replace("outbox.db", "other.db").replace('"spool"', '"other"'))
 
     run = terminal.run("init", "--json")
 
@@ -161,10 +161,11 @@ def test_a_database_without_a_schema_is_said_to_need_an_upgrade(tmp_path: Path, 
 
 
 def test_db_status_tells_what_is_missing_and_upgrade_mends_it(terminal: Terminal):
-    before = terminal.run("db", "status", "--json", OUTBOX_DATABASE="sqlite:///new.db")
-    terminal.run("db", "upgrade", OUTBOX_DATABASE="sqlite:///new.db")
+    elsewhere = {"OUTBOX_DATABASE": "sqlite:///new.db", "OUTBOX_SPOOL": "new-spool"}
+    before = terminal.run("db", "status", "--json", **elsewhere)
+    terminal.run("db", "upgrade", **elsewhere)
 
-    after = terminal.run("db", "status", "--json", OUTBOX_DATABASE="sqlite:///new.db")
+    after = terminal.run("db", "status", "--json", **elsewhere)
 
     assert (5, None) == (before.returncode, json.loads(before.stdout)["found"])
     assert (0, True) == (after.returncode, json.loads(after.stdout)["current"])

@@ -170,7 +170,7 @@ class Place:
         return sorted(
             str(path.relative_to(self.spool))
             for path in self.spool.rglob("*")
-            if path.is_file() and path != self.spool / ".outbox-spool"
+            if path.is_file() and path != self.spool / ".outbox"
         )
 
     def stop_processes(self) -> None:

@@ -268,7 +268,7 @@ def test_a_lost_connection_costs_an_act_nothing_but_its_step(postgres_place: Pla
         (99, None, "there is no act 99 to go on with; outbox audit lists them"),
         (1, None, "there is no act 1 to go on with"),
         (2, "purge", "act 2 is a replay; go on with: outbox replay --continue 2"),
-        (2, "replay", "act 2 is over; it was done to 1 messages"),
+        (2, "replay", "act 2 is over; it was done to 1 message"),
     ],
 )
 def test_what_cannot_be_gone_on_with_is_told(

@@ -90,9 +90,7 @@ def damaged(path: Path) -> None:
     path.write_bytes(b"this is no database " * 500)
 
 
-NO_DATABASE = (
-    "there is no database {}; if there was one, look first whether its disk is mounted; if there was none: outbox init"
-)
+NO_DATABASE = "there is no database {}; if there was one, look first whether its disk is mounted; if there was none: outbox"
 
 TROUBLES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
     "missing": (nothing, "schema", NO_DATABASE, UNTIL_UPGRADED),

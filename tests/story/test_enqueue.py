@@ -520,6 +520,8 @@ def test_rubbish_is_set_aside_kept_for_a_while_and_then_deleted(place: Place) ->
 
 def test_a_transaction_that_outlasts_the_grace_gets_its_file_back(place: Place, outbox: Outbox) -> None:
     impatient = place.outbox(clock=(clock := real_clock()))
+    outbox.spool_store.prepare()
+    outbox.mark_spool()
     with place.engine.connect() as connection:
         enqueue(outbox, connection)
         place.acknowledge("a", PHOTO)

@@ -117,6 +117,21 @@ def test_a_worker_tells_that_it_is_alive_and_ready(place: Place) -> None:
         assert (200, {"ready": True, "database": fine, "schema": fine, "spool": fine}) == (ready.status, ready.json)
 
 
+def test_a_spool_that_is_gone_is_told_and_not_made_anew(sqlite_place: Place) -> None:
+    outbox = sqlite_place.outbox()
+    sqlite_place.enqueue(outbox, "a", {"photo": b"one"})
+    sqlite_place.spool.rename(sqlite_place.folder / "unmounted")
+    outbox.pause("enos", "its file is not there", "ann")
+
+    with served(outbox) as running:
+        parts = running.get("/readyz").json
+
+    assert (
+        f"{sqlite_place.spool} is not there, and the database has files in it; is the disk mounted?" == parts["spool"]["text"]
+    )
+    assert not sqlite_place.spool.exists()
+
+
 def test_readiness_names_the_part_that_is_missing(place: Place) -> None:
     (place.spool / ".unfinished").mkdir(parents=True)
     with served(place.outbox()) as running, another_schema(place):

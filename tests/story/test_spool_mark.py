@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
-from outbox import ConfigurationError, DirectorySpool, Outbox, SpoolError, State, migrate
+from outbox import ConfigurationError, DirectorySpool, Outbox, OutboxError, SpoolError, State, migrate
 from outbox import worker as worker_module
 from outbox.checkup import Doctor, Finding, Level, Verification
 from outbox.errors import SpoolFull
@@ -396,10 +397,23 @@ def test_a_producer_goes_on_when_the_schema_was_taken_back(place: Place, outbox:
     with pytest.raises(ConfigurationError, match=NO_MARK):
         Worker(place.outbox()).start()
     place.outbox().mark_spool(adopt=True)
-    assert before == in_place(place)
+    after = in_place(place)
+    assert after.spool == after.database != before.database, "should the other still be used, it is refused"
 
 
 # What was lost
+
+
+def test_nor_does_an_upgrade(place: Place, outbox: Outbox) -> None:
+    place.enqueue(outbox, "a", PHOTO)
+    outbox.mark_spool()
+    outbox.close()
+    lose(place)
+
+    run = command_line(place, "db", "upgrade")
+
+    assert 2 == run.returncode
+    assert NO_MARK in run.stderr
 
 
 def test_init_makes_no_empty_database_beside_a_full_spool(place: Place, outbox: Outbox) -> None:
@@ -430,6 +444,31 @@ def test_an_empty_file_is_no_database(sqlite_place: Place) -> None:
 
     assert (2, before) == (run.returncode, contents(sqlite_place.folder))
     assert NO_MARK in run.stderr
+    assert Level.PROBLEM is told(sqlite_place.outbox()).level
+
+
+def test_whoever_only_looks_leaves_an_empty_file_alone(sqlite_place: Place) -> None:
+    path = sqlite_place.folder / "outbox.db"
+    outbox = sqlite_place.outbox()
+    lose(sqlite_place)
+    path.touch()
+    looks: list[Callable[[], object]] = [
+        outbox.status,
+        outbox.messages,
+        lambda: list(Doctor(outbox, offline=True).run()),
+        lambda: list(Verification(outbox).run()),
+        lambda: Worker(outbox).start(),
+        outbox.marks.look,
+    ]
+
+    for look in looks:
+        with contextlib.suppress(OutboxError, sa.exc.SQLAlchemyError):
+            look()
+        assert b"" == path.read_bytes()
+
+    migrate.upgrade(outbox.database)
+    outbox.mark_spool()
+    assert Marks(None, None) == outbox.marks.look()  # there is no spool
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -447,7 +486,8 @@ def test_a_person_may_give_the_spool_up_to_a_new_database(place: Place, outbox: 
 
     assert 0 == run.returncode, run.stderr
     assert json.loads(run.stdout)["adopted"] is True
-    assert Marks(mark, mark) == in_place(place)
+    found = in_place(place)
+    assert found.spool == found.database != mark, "should the other still be used, it is refused"
 
 
 @pytest.mark.long
