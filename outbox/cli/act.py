@@ -67,7 +67,7 @@ def resume(ctx: click.Context, destination: str, ordering_key: str | None, by: s
     until they are named.
     """
     changed = outbox_of(ctx).resume(destination, by, ordering_key=ordering_key)
-    what = f"the stream {ordering_key} of {destination}" if ordering_key else destination
+    what = f"the ordering key {shown(ordering_key)} of {destination}" if ordering_key else destination
     if as_json:
         emit({"destination": destination, "ordering_key": ordering_key, "resumed": changed})
     else:

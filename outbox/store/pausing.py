@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Select, and_, delete, func, select
 
 from outbox.database import insert_or_update
 from outbox.model import Pause
-from outbox.tables import pause, share, stream
+from outbox.tables import pause, stream
 
 _COLUMNS = tuple(pause.c[name] for name in Pause.__dataclass_fields__)
 
@@ -54,9 +54,3 @@ def streams_of(name: str) -> Select[Any]:
     """The streams of a destination that are paused: few, so that a claim asks for them once, and not for each it looks at."""
     same = and_(stream.c.destination == pause.c.destination, stream.c.ordering_key == pause.c.ordering_key)
     return select(stream.c.id).join(pause, same).where(pause.c.destination == name)
-
-
-def shares_of(name: str) -> Select[Any]:
-    """The shares of a destination that are paused; a key has one for each lane."""
-    same = and_(share.c.destination == pause.c.destination, share.c.ordering_key == pause.c.ordering_key)
-    return select(share.c.id).join(pause, same).where(pause.c.destination == name)

@@ -60,8 +60,8 @@ def test_one_key_is_paused_shown_explained_and_goes_on(terminal: Terminal, recei
     resumed = terminal.run("resume", "enos", "--key", "turbine 7")
     again = terminal.run("resume", "enos", "--key", "turbine 7")
 
-    assert (0, "the stream turbine 7 of enos goes on\n") == (resumed.returncode, resumed.stderr)
-    assert (3, "the stream turbine 7 of enos was not stopped\n") == (again.returncode, again.stderr)
+    assert (0, "the ordering key turbine 7 of enos goes on\n") == (resumed.returncode, resumed.stderr)
+    assert (3, "the ordering key turbine 7 of enos was not stopped\n") == (again.returncode, again.stderr)
     assert 0 == terminal.run("drain").returncode
     assert "paused" not in terminal.run("status").stdout
     assert ["resume", "pause"] == [each["action"] for each in terminal.lines("audit")]
