@@ -12,10 +12,9 @@ from typing import Generic, NamedTuple, TypeVar
 from outbox import migrate
 from outbox.ambient import Ambient
 from outbox.database import Database
-from outbox.errors import OutboxError, SpoolError
+from outbox.errors import OutboxError
 from outbox.secret import conceal
 from outbox.spool.base import Spool
-from outbox.store import keeping
 
 T = TypeVar("T")
 
@@ -108,6 +107,7 @@ class Health:
         self._database = database
         self._spool = spool
         self._ambient = ambient
+        self._spool_seen = spool.is_there()
         self._schema = Glance(self._look_at_schema, "look-database", _FRESH)
         self._writable = Glance(self._write_to_spool, "look-spool", _SPOOL_FRESH)
 
@@ -139,15 +139,12 @@ class Health:
             return migrate.current(connection)
 
     def _write_to_spool(self) -> None:
-        if not self._spool.is_there() and self._has_files():  # writing would make it anew, on the disk below its mount
-            raise SpoolError(f"{self._spool} is not there, and the database has files in it; is the disk mounted?")
+        if not self._spool_seen and not self._spool.is_there():
+            return  # the first file makes it; a look shall not, perhaps on the disk below its mount
+        self._spool_seen = True
         name = self._ambient.new_id()
         self._spool.put(name, io.BytesIO(b"outbox"))
         self._spool.delete(name)
-
-    def _has_files(self) -> bool:
-        with self._database.read() as connection:
-            return keeping.any_kept(connection)
 
 
 def _part(ask: Callable[[], object]) -> Part:
