@@ -273,6 +273,7 @@ def selections(at_most: int) -> list[Selection]:
     return [Selection(**{"states": among} | one | other) for (one, other), among in chosen]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("few", [0, 10_000])
 def test_a_list_has_what_fits_newest_first_whichever_way_it_is_found(
     database: Database, monkeypatch: pytest.MonkeyPatch, few: int

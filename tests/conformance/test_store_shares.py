@@ -254,6 +254,7 @@ def test_of_one_share_those_that_have_come_are_taken_and_those_scheduled_for_lat
 # Several at work.
 
 
+@pytest.mark.long
 def test_nothing_of_a_share_is_claimed_twice_by_those_who_claim_at_the_same_time(database: Database, reopen: Reopen) -> None:
     with database.begin() as connection:
         expected = sorted(each for name in ("pump", "fan", "valve") for each in add(connection, name, 20))

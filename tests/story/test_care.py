@@ -351,6 +351,7 @@ def test_a_day_of_churn_leaves_the_size_flat(place: Place) -> None:
     assert [0, 0] == [sizes[hour][2] for hour in (8, 23)], "bytes are kept for an hour"
 
 
+@pytest.mark.long
 def test_a_running_worker_tidies_up(place: Place) -> None:
     nothing = timedelta(0)
     outbox_ = place.outbox(retention=Retention(delivered=nothing, free_after=nothing))

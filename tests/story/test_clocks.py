@@ -278,6 +278,7 @@ def failing_for(place: Place, hand: Hand, seconds: int) -> int:
     return int(column(place.database, "bad", "failures"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restart", [False, True], ids=["the same worker", "a new worker"])
 @pytest.mark.parametrize("step", [timedelta(0), -DAY, YEAR], ids=["no step", "a day back", "a year ahead"])
 def test_a_message_that_fails_is_put_off_whatever_the_clock_did(place: Place, step: timedelta, restart: bool) -> None:

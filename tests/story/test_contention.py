@@ -47,6 +47,7 @@ def caller_is_well(caller: object) -> bool:
     return getattr(caller, "running", False) or getattr(caller, "ended", lambda: 1)() == 0
 
 
+@pytest.mark.long
 def test_workers_in_one_process_do_not_get_in_each_others_way(place: Place) -> None:
     outbox = place.outbox()
     for number in range(40):

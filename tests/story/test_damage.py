@@ -112,6 +112,7 @@ HARMS: dict[str, tuple[Callable[[Path], None], str, str]] = {
 }
 
 
+@pytest.mark.long
 def test_each_damaged_file_is_found_with_the_message_that_needs_it_and_kills_that_one_alone(place: Place) -> None:
     outbox_ = place.outbox()
     ids = {name: place.enqueue(outbox_, name, {"photo": os.urandom(300_000)}) for name in HARMS}
@@ -153,6 +154,7 @@ def _event(key: str) -> dict[str, Any]:
     return {"assetId": key, "time": 1, "events": {"crack": {"photo": "local://photo"}}}
 
 
+@pytest.mark.long
 def test_the_remedy_of_a_damaged_file_is_true(place: Place) -> None:
     outbox_ = place.outbox()
     number = place.enqueue(outbox_, "a", {"photo": b"bytes"})

@@ -167,6 +167,7 @@ def test_an_outage_costs_nothing(place: Place, hand: Hand, outbox_here: Outbox, 
     place.check()
 
 
+@pytest.mark.long
 def test_a_flaky_destination_gets_everything_in_the_end(place: Place) -> None:
     policy = Policy(batch_messages=3, probe_first=0.05, probe_cap=0.1, backoff_first=0.01, backoff_cap=0.05, max_unknown=30)
     outbox_ = place.outbox(policy)

@@ -432,6 +432,7 @@ def test_a_claim_of_a_silent_worker_is_rescued_when_another_has_watched_it_for_l
     assert 1 == hand.dispatcher.rescue()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_was_killed_leaves_a_suspect_and_no_two_suspects_travel_at_once(place: Place) -> None:
     outbox = place.outbox()
@@ -915,6 +916,7 @@ def test_busy_senders_and_a_busy_large_lane_are_told(place: Place) -> None:
     assert [Code.SENDERS, Code.LARGE_BUSY] == codes(of_all)
 
 
+@pytest.mark.long
 def test_messages_before_it_in_its_lane_are_counted_up_to_a_bound(place: Place) -> None:
     outbox = place.outbox(clock=place.clock)
     place.hand(outbox)

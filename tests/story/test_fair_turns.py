@@ -99,6 +99,7 @@ def test_a_backlog_drains_to_the_last_message(place: Place) -> None:
     place.check()
 
 
+@pytest.mark.long
 def test_many_backlogs_take_turns(place: Place) -> None:
     outbox = place.outbox(Policy(ordered=False, batch_messages=4), clock=place.clock)
     hand = place.hand(outbox)
@@ -137,6 +138,7 @@ def test_each_kind_of_message_has_a_part_of_the_next_request(place: Place, batch
     place.check()
 
 
+@pytest.mark.long
 def test_more_keys_than_a_database_can_ask_for_at_once(place: Place) -> None:
     """SQLite refuses a SELECT of more than 500 parts."""
     outbox = place.outbox(Policy(ordered=False, batch_messages=1_000), clock=place.clock)
@@ -196,6 +198,7 @@ def test_a_key_whose_order_is_kept_waits_for_the_same_failure(place: Place) -> N
     assert {"bad": State.DEAD, "behind": PENDING, "unordered": DELIVERED, "unordered too": DELIVERED} == states(place.database)
 
 
+@pytest.mark.long
 def test_a_refused_message_is_found_among_those_of_its_key(place: Place) -> None:
     outbox = place.outbox(UNORDERED, clock=place.clock)
     hand = place.hand(outbox)

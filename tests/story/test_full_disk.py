@@ -106,6 +106,7 @@ def test_a_stream_of_unknown_length_is_cut_off_at_the_quota(place: Place) -> Non
     assert [] == place.spooled()
 
 
+@pytest.mark.long
 def test_producers_are_served_again_when_files_were_delivered(place: Place) -> None:
     outbox_ = place.outbox(quota=10_000)
     bring(place, outbox_, "a", files={"photo": b"x" * 9500})

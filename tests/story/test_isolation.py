@@ -543,6 +543,7 @@ def test_one_message_that_is_too_large_by_itself_is_dead_and_the_others_travel_a
     modest.check()
 
 
+@pytest.mark.long
 def test_a_learned_size_is_forgotten_slowly_and_held_again_after_one_refusal(modest: Place) -> None:
     outbox = modest.outbox(clock=modest.clock)
     hand = modest.hand(outbox)

@@ -323,6 +323,7 @@ def test_a_step_back_of_the_clock_neither_fills_nor_stops_the_rate(place: Place,
     assert (60 - (back if back < 60 else 0)) // 2 - 2 <= len(after) <= 30
 
 
+@pytest.mark.long
 def test_a_jump_of_the_clock_is_worth_no_more_than_a_burst(place: Place) -> None:
     policy = Policy(batch_messages=1, rate=0.5, burst=3)
     hands = [place.hand(place.outbox(policy, clock=place.clock)) for _ in range(2)]
@@ -343,6 +344,7 @@ def test_a_jump_of_the_clock_is_worth_no_more_than_a_burst(place: Place) -> None
 # Large ones among others
 
 
+@pytest.mark.long
 def test_a_large_upload_leaves_a_place_to_the_small_ones(place: Place) -> None:
     policy = Policy(batch_messages=1, in_flight=2, large_over=1000)
     hands = [place.hand(place.outbox(policy, clock=place.clock)) for _ in range(3)]
@@ -364,6 +366,7 @@ def test_a_large_upload_leaves_a_place_to_the_small_ones(place: Place) -> None:
     place.check()
 
 
+@pytest.mark.long
 def test_a_single_place_is_shared_by_large_and_small(place: Place) -> None:
     policy = Policy(batch_messages=1, in_flight=1, large_over=1000)
     hands = [place.hand(place.outbox(policy, clock=place.clock)) for _ in range(2)]
@@ -381,6 +384,7 @@ def test_a_single_place_is_shared_by_large_and_small(place: Place) -> None:
     place.check()
 
 
+@pytest.mark.long
 def test_a_place_is_free_again_whatever_became_of_the_upload(place: Place) -> None:
     outbox = place.outbox(Policy(batch_messages=1, in_flight=1, breaker_after=9, send_base=0.5), clock=place.clock)
     hand = place.hand(outbox)
@@ -443,6 +447,7 @@ def test_a_token_that_must_be_renewed_after_a_pause_is_not_used(guarded: Place) 
     guarded.check()
 
 
+@pytest.mark.long
 def test_a_pause_holds_for_every_lane_and_for_what_arrives_later(place: Place) -> None:
     outbox = place.outbox(Policy(large_over=1000), clock=place.clock)
     hand = place.hand(outbox)

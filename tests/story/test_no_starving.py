@@ -7,6 +7,7 @@ from tests.factories import states
 from tests.story.conftest import Place
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ordered", [True, False], ids=["stream", "share"])
 def test_a_message_that_travels_alone_is_not_passed_over_while_others_arrive(place: Place, ordered: bool) -> None:
     outbox_ = place.outbox(clock=place.clock)

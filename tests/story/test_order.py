@@ -463,6 +463,7 @@ def test_a_blocked_key_goes_on_in_order_when_it_is_released(
     place.check()
 
 
+@pytest.mark.long
 def test_a_key_that_was_let_go_is_blocked_again_by_the_next_death(place: Place, three_streams: tuple[Outbox, Hand]) -> None:
     outbox, hand = three_streams
     place.receiver.refuse(lambda struct: struct["assetId"] == "pump-2")

@@ -526,6 +526,7 @@ def begun(place: Place, key: str, since: datetime) -> list[int]:
         return list(connection.execute(late).scalars())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_claim_that_begins_while_a_key_is_paused_has_it_whatever_goes_on(place: Place) -> None:
     """And none of it is lost, none waits for ever, and every stream keeps its order."""

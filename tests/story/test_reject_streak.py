@@ -106,6 +106,7 @@ def replay_the_dead(outbox: Outbox) -> int:
     return outbox.replay(Selection(states=(DEAD,), destination="enos"), by="test")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("together", [1, 7, 100])
 def test_a_destination_that_refuses_everything_stops_after_so_many_and_kills_no_more(typo: Typo, together: int) -> None:
     hand = typo.place.hand(typo.wrong(batch_messages=together))
@@ -131,6 +132,7 @@ def test_several_workers_together_kill_no_more_than_one(typo: Typo, together: in
     assert {DEAD: STREAK, PENDING: 300 - STREAK} == typo.counted()
 
 
+@pytest.mark.long
 def test_what_was_under_way_when_the_destination_stopped_is_spared(typo: Typo) -> None:
     place = typo.place
     hands = [place.hand(typo.wrong(batch_messages=1)) for _ in range(4)]
@@ -205,6 +207,7 @@ def test_probes_of_a_stopped_destination_kill_nobody(typo: Typo) -> None:
     assert 0 == max(column(place.database, key, "failures") for key in states(place.database))
 
 
+@pytest.mark.long
 def test_probes_that_fail_in_other_ways_kill_nobody_and_the_stop_stands(typo: Typo) -> None:
     place = typo.place
     hand = place.hand(typo.wrong(batch_messages=1))
@@ -264,6 +267,7 @@ def test_after_the_fix_a_restarted_worker_needs_nobody_to_resume(typo: Typo) -> 
     typo.check()
 
 
+@pytest.mark.long
 def test_after_the_fix_on_the_other_side_it_goes_on_by_itself(typo: Typo) -> None:
     """The organisation is made, say: a worker that was never restarted finds out within a quarter of an hour."""
     place = typo.place

@@ -159,6 +159,7 @@ def another_schema(place: Place) -> Iterator[None]:
             connection.execute(say, {"it": migrate.newest()})
 
 
+@pytest.mark.long
 def test_a_pulse_that_stands_still_is_not_alive_until_it_goes_on(place: Place) -> None:
     outbox = place.outbox()
     with served(outbox, stuck_after=0.5) as running, place.engine.connect() as somebody:
@@ -758,6 +759,7 @@ def test_who_asks_for_neither_metrics_nor_traces_imports_neither(tmp_path: Path)
 # Stopping through the database
 
 
+@pytest.mark.long
 def test_a_worker_that_is_asked_to_stop_finishes_what_it_has_and_ends_well(place: Place) -> None:
     place.receiver.misbehave(Hold())
     outbox = place.outbox()

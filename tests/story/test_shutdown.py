@@ -97,6 +97,7 @@ def test_an_upload_that_is_cut_while_it_waits_for_its_answer_is_unknown(place: P
     place.check()
 
 
+@pytest.mark.long
 def test_a_worker_with_nothing_to_do_stops_at_once(place: Place) -> None:
     worker = place.run("work")
     worker.until_logged("delivers to enos")

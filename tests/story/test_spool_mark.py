@@ -131,6 +131,7 @@ def theirs(place: Place) -> Iterator[Outbox]:
 # Marks are written
 
 
+@pytest.mark.long
 def test_a_worker_marks_what_is_there_from_the_version_before(place: Place, outbox: Outbox) -> None:
     place.enqueue(outbox, "a", PHOTO)
     before = in_place(place)
@@ -144,6 +145,7 @@ def test_a_worker_marks_what_is_there_from_the_version_before(place: Place, outb
     place.check()
 
 
+@pytest.mark.long
 def test_init_marks_both(place: Place) -> None:
     run = command_line(place, "init", "--json")
 
@@ -404,6 +406,7 @@ def test_a_producer_goes_on_when_the_schema_was_taken_back(place: Place, outbox:
 # What was lost
 
 
+@pytest.mark.long
 def test_nor_does_an_upgrade(place: Place, outbox: Outbox) -> None:
     place.enqueue(outbox, "a", PHOTO)
     outbox.mark_spool()
@@ -416,6 +419,7 @@ def test_nor_does_an_upgrade(place: Place, outbox: Outbox) -> None:
     assert NO_MARK in run.stderr
 
 
+@pytest.mark.long
 def test_init_makes_no_empty_database_beside_a_full_spool(place: Place, outbox: Outbox) -> None:
     place.enqueue(outbox, "a", PHOTO)
     outbox.mark_spool()
@@ -475,6 +479,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_a_person_may_give_the_spool_up_to_a_new_database(place: Place, outbox: Outbox) -> None:
     place.enqueue(outbox, "a", PHOTO)
     outbox.mark_spool()

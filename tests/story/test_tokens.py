@@ -264,6 +264,7 @@ def test_four_senders_share_tokens_that_end_every_second(make_gate: MakeGate) ->
 # A secret that is replaced
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remedy", ["time", "restart"])
 def test_a_rotated_secret_stops_everything_and_a_new_file_starts_it_again(make_gate: MakeGate, remedy: str) -> None:
     clock = Clock() if remedy == "time" else None
@@ -300,6 +301,7 @@ def test_a_rotated_secret_stops_everything_and_a_new_file_starts_it_again(make_g
     gate.vault.check(gate.place)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("contents", ["", " \n", None, "caf\u00e9"], ids=["empty", "blank", "gone", "not ASCII"])
 def test_a_secret_file_that_is_just_being_written_costs_a_quarter_of_an_hour_and_nothing_else(
     make_gate: MakeGate, contents: str | None
@@ -332,6 +334,7 @@ def time_of(clock: Clock) -> float:
     return clock.wall.timestamp()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("wrong", "options", "words"),
     [
