@@ -170,8 +170,8 @@ def _how_to_go_on(act: Act) -> str:
     if act.id is None:
         return "before anything was done"
     if over:
-        return f"after {_messages(act.messages)}, which was all of it"
-    return f"after {_messages(act.messages)}; go on with: {_command(act.action, act.id)}"
+        return f"after {counted(act.messages, 'message')}, which was all of it"
+    return f"after {counted(act.messages, 'message')}; go on with: {_command(act.action, act.id)}"
 
 
 def _command(action: str, act_id: int) -> str:
@@ -214,7 +214,7 @@ def _act(
         emit({"action": action, "act": act.id, "messages": act.messages, "passed_over": act.passed_over})
     else:
         over = f"; passed over: {act.passed_over:,}" if act.passed_over else ""
-        say(f"{_DID[action]}: {_messages(act.messages)}{over}")
+        say(f"{_DID[action]}: {counted(act.messages, 'message')}{over}")
     if not act.messages:
         ctx.exit(NOTHING_MATCHED)
 
@@ -263,10 +263,6 @@ def _bar(act: Act, expected: int | None) -> Iterator[Callable[[int], object]]:
         yield lambda messages: progress.update(task, completed=messages)
 
 
-def _messages(count: int) -> str:
-    return f"{count:,} message{'' if count == 1 else 's'}"
-
-
 def _line(action: Action, selection: Selection, preview: Preview) -> str:
     """What an act would be done to, in one line."""
     from outbox.units import bytes_in_words
@@ -275,7 +271,7 @@ def _line(action: Action, selection: Selection, preview: Preview) -> str:
     more += [f"{preview.may_be_duplicates:,} may arrive twice" if preview.may_be_duplicates else ""]
     size = bytes_in_words(preview.bytes + preview.file_bytes)
     extra = "".join(f", {each}" for each in more if each)
-    return f"{action} {_messages(preview.messages)} ({shown(selection)}): {size}{extra}"
+    return f"{action} {counted(preview.messages, 'message')} ({shown(selection)}): {size}{extra}"
 
 
 def _show(action: Action, selection: Selection, preview: Preview, *, as_json: bool) -> None:
@@ -288,7 +284,7 @@ def _show(action: Action, selection: Selection, preview: Preview, *, as_json: bo
         return
     kinds = {"that have lost a file": preview.lost_their_file} | dict(preview.passed_over)
     lines = {
-        f"would {action}": f"{_messages(preview.messages)} ({selection})",
+        f"would {action}": f"{counted(preview.messages, 'message')} ({selection})",
         "destinations": ", ".join(f"{name} {count:,}" for name, count in preview.destinations.items()),
         "text": bytes_in_words(preview.bytes),
         "files": f"{preview.files:,}, {bytes_in_words(preview.file_bytes)}",

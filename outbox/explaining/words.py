@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from outbox import counting
+
 #: So many rows are counted, at most: whoever waits behind more does not mind how many more.
 COUNTED = 10_000
 #: Characters of an answer that fit into a sentence.
@@ -17,12 +19,8 @@ def at_time(instant: datetime | None) -> str:
 def counted(number: int, what: str) -> str:
     """A number of things; of those that were counted up to a bound, that there are more."""
     if number > COUNTED:
-        return f"more than {COUNTED:,} {_plural(what)}"
-    return f"{number:,} {what if number == 1 else _plural(what)}"
-
-
-def _plural(what: str) -> str:
-    return f"{what[:-1]}ies" if what.endswith("ry") else f"{what}s"
+        return f"more than {COUNTED:,} {counting.plural(what)}"
+    return counting.counted(number, what)
 
 
 def waits(number: int) -> str:
