@@ -10,9 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,21 +20,8 @@ from outbox.model import State
 from outbox.tables import message
 from outbox.testing import Receiver
 from tests.factories import message_values
-from tests.skins.test_cli import SECRET, Terminal
+from tests.skins.conftest import Terminal
 from tests.story.conftest import eventually
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver(app_secret=SECRET) as receiver:
-        yield receiver
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, receiver: Receiver) -> Terminal:
-    terminal = Terminal(tmp_path, receiver)
-    assert 0 == terminal.run("init").returncode
-    return terminal
 
 
 def destination(terminal: Terminal) -> dict[str, object]:

@@ -20,13 +20,7 @@ from pathlib import Path
 import pytest
 
 from outbox.testing import Receiver
-from tests.skins.test_cli import SECRET, Terminal
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver(app_secret=SECRET) as receiver:
-        yield receiver
+from tests.skins.conftest import SECRET, Terminal
 
 
 @pytest.fixture(scope="module")

@@ -31,15 +31,9 @@ from outbox.store import living
 from outbox.tables import delivery, destination, file, message
 from outbox.testing import Answer, Receiver, Status
 from outbox.transport import Upload
-from tests.skins.test_cli import EVENT, SECRET, Terminal
+from tests.skins.conftest import EVENT, SECRET, Terminal
 
 REFUSED = "the asset's \x1b[31mmodel is unknown"
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver(app_secret=SECRET) as receiver:
-        yield receiver
 
 
 class Desk(Terminal):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from outbox.testing import Receiver
-from tests.skins.test_cli import SECRET, Terminal
+from tests.skins.conftest import SECRET, Terminal
 
 PLAIN = {"assetId": "turbine-7", "time": 1579580182824, "events": {"crack": {"severity": 3}}}
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,20 +16,7 @@ from outbox.model import State
 from outbox.tables import audit, message
 from outbox.testing import Receiver
 from tests.factories import NOW, message_values
-from tests.skins.test_cli import SECRET, Terminal
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver(app_secret=SECRET) as receiver:
-        yield receiver
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, receiver: Receiver) -> Terminal:
-    terminal = Terminal(tmp_path, receiver)
-    assert 0 == terminal.run("init").returncode
-    return terminal
+from tests.skins.conftest import SECRET, Terminal
 
 
 def states(terminal: Terminal) -> dict[str, str]:
