@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import html
 import json
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from outbox.errors import ConfigurationError
 
@@ -47,6 +50,19 @@ def remember(value: str, *, lasting: bool = False) -> None:
         _forms = tuple(sorted(forms, key=len, reverse=True))
 
 
+def remember_password(address: str) -> None:
+    """From now on `conceal` knows the password in an address of ours, also as a header carries it."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # no address; whoever uses it says that, and repeats it
+        remember(address, lasting=True)
+        return
+    if parts.password:
+        user, password = unquote(parts.username or ""), unquote(parts.password)
+        for each in (parts.password, password, base64.b64encode(f"{user}:{password}".encode()).decode()):
+            remember(each, lasting=True)
+
+
 def conceal(text: str) -> str:
     """The text with every secret that is in use here masked: an answer may echo what we sent."""
     for form in _forms:
@@ -63,8 +79,11 @@ def learn() -> None:
 
 
 def _forms_of(value: str) -> set[str]:
-    """As it is, as it stands in a URL, in JSON and in Python's own words."""
-    return {value, quote(value, safe=""), quote_plus(value), json.dumps(value)[1:-1], repr(value)[1:-1]}
+    """As it is, as it stands in a URL, in JSON, on a page and in Python's own words."""
+    in_json = json.dumps(value)[1:-1]
+    in_urls = {quote(value), quote(value, safe=""), quote_plus(value)}
+    lower = {re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), each) for each in in_urls}
+    return {value, *in_urls, *lower, in_json, in_json.replace("/", r"\/"), html.escape(value), repr(value)[1:-1]}
 
 
 class Secret:

@@ -18,10 +18,11 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationParseError
 
 from outbox.errors import FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
 from outbox.multipart import BLOCK, Form, Part
+from outbox.secret import remember_password
 
 #: Bytes of an answer that are read, after decompression; the rest is not worth a wait.
 ANSWER_LIMIT = 64 * 1024
@@ -73,6 +74,8 @@ class RequestsTransport:
 
     def __init__(self, *, proxies: Mapping[str, str] | None = None, ca_file: str | None = None) -> None:
         self._proxies = dict(proxies or {})
+        for each in self._proxies.values():
+            remember_password(each)
         self._ca_file = ca_file
         self._local = threading.local()
         self._running: set[_Fuse] = set()
@@ -352,6 +355,7 @@ def _in_words(error: Exception) -> str:
         return f"{type(cause).__name__}: {cause.strerror}"
     if isinstance(cause, TransportError):
         return str(cause)
-    # What requests itself says of a header that it refuses holds the header's value.
-    shown = isinstance(cause, HTTPError | OSError) and not isinstance(cause, requests.exceptions.InvalidHeader)
+    # What is said of a header that is refused holds the header's value, and of an address all of that, which may be a proxy's.
+    telling = (requests.exceptions.InvalidHeader, requests.exceptions.InvalidURL, LocationParseError)
+    shown = isinstance(cause, HTTPError | OSError) and not isinstance(cause, telling)
     return f"{type(cause).__name__}: {cause}" if shown else type(cause).__name__

@@ -89,9 +89,14 @@ class Destination(ABC):
 
 def check_url(url: str, allow_plain_http: bool, owner: str) -> None:
     """Raises ConfigurationError unless `url` is an address that uploads may go to."""
-    parts = urlsplit(url)
+    wanted = f"{owner}: expected a URL that begins with https:// and names a host"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # its words repeat the address, which may hold a password
+        raise ConfigurationError(wanted) from None
     if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise ConfigurationError(f"{owner}: expected a URL that begins with https:// and names a host")
+        raise ConfigurationError(wanted)
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigurationError(f"{owner}: the URL must hold no user name, password, query or fragment")
     if parts.scheme == "http" and not allow_plain_http:

@@ -23,6 +23,7 @@ import trustme
 from outbox import payload
 from outbox.errors import FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
 from outbox.multipart import FieldPart, FilePart
+from outbox.secret import conceal
 from outbox.testing import (
     Behaviour,
     Body,
@@ -38,6 +39,7 @@ from outbox.testing import (
     Truncated,
 )
 from outbox.transport import ANSWER_LIMIT, Answer, RequestsTransport, Upload
+from outbox.verdict import Facts, fit_for_a_row
 from tests.pure.making import shelf, spooled
 from tests.pure.recorder import Recorder, http, read_request
 
@@ -378,6 +380,28 @@ def test_a_proxy_that_was_given_is_used() -> None:
     assert proxy.requests[0].startswith(b"POST http://integration.invalid/x HTTP/1.1\r\n")
 
 
+@pytest.mark.parametrize("address", ["http://ada:hunter2%2Fsecret@127.0.0.1:99999", "http://[ada:hunter2%2Fsecret@"])
+def test_the_password_of_a_proxy_that_cannot_be_used_is_not_told(address: str) -> None:
+    client = Client(proxies={"http": address})
+
+    with pytest.raises(NotSent) as caught:
+        client.send("http://integration.invalid/x")
+
+    assert "hunter2" not in repr(caught.value) + repr(caught.value.__cause__)
+
+
+def test_the_password_of_a_proxy_is_concealed_wherever_it_comes_back() -> None:
+    with Recorder([http(b"you are ada:hunter2/secret", "407 No")]) as proxy:
+        client = Client(proxies={"http": proxy.url.replace("//", "//ada:hunter2%2Fsecret@")})
+
+        answer = client.send("http://integration.invalid/x")
+
+    basic = next(line for line in proxy.requests[0].decode().split("\r\n") if line.lower().startswith("proxy-auth"))
+    assert "you are ada:***" == fit_for_a_row(Facts(text=answer.body.decode())).text
+    assert "Basic ***" == conceal(basic.partition(": ")[2])
+    assert "http://ada:***@proxy" == conceal("http://ada:hunter2%2Fsecret@proxy")
+
+
 def test_a_netrc_is_not_read(client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ada password lovelace\n")
     (tmp_path / ".netrc").chmod(0o600)
@@ -680,7 +704,7 @@ def early(serve: Callable[..., Server], said: bytes) -> Server:
 def test_a_refusal_is_heard_though_the_body_never_went_out(client: Client, serve: Callable[..., Server]) -> None:
     server = early(serve, http(b"", "413 Too Large"))
 
-    answer = client.send(server.url, large=True, deadline=1)
+    answer = client.send(server.url, large=True, deadline=3)
 
     assert (413, False) == (answer.status, answer.sent_whole)
 

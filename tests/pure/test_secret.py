@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import html
+import json
 import logging
 import pickle
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -139,6 +143,24 @@ def test_a_secret_that_was_used_is_concealed_wherever_it_comes_back() -> None:
     literal("canary-in-an-answer").reveal()
 
     assert "you sent *** and ***" == conceal("you sent canary-in-an-answer and canary-in-an-answer")
+
+
+def test_it_is_concealed_in_whatever_form_it_comes_back() -> None:
+    value = 'canary"7f+3a/9c<é>&'
+    remember(value)
+    echoes = {
+        "plain": value,
+        "in a URL": quote(value, safe=""),
+        "in a path": quote(value),
+        "in a form": quote_plus(value),
+        "in a URL of another language's": re.sub("%..", lambda found: found[0].lower(), quote(value, safe="")),
+        "in JSON": json.dumps(value)[1:-1],
+        "in JSON of another language's": json.dumps(value)[1:-1].replace("/", r"\/"),
+        "on a page": html.escape(value),
+        "in Python's words": repr(value)[1:-1],
+    }
+
+    assert dict.fromkeys(echoes, "said ***!") == {name: conceal(f"said {each}!") for name, each in echoes.items()}
 
 
 def test_one_that_was_never_used_is_not_known() -> None:

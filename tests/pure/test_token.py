@@ -376,6 +376,14 @@ def test_an_address_that_would_give_it_away_is_refused(url: str) -> None:
         Token(url, "app-key", SECRET)
 
 
+@pytest.mark.parametrize("host", ["[x", "gate\u2100way.example", "gateway.example:x", "gateway.example:99999"])
+def test_an_address_that_is_none_is_refused_without_a_word_of_it(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected a URL that begins with https://") as caught:
+        Token(f"https://ada:{SECRET}@{host}", "app-key", SECRET)
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
 # Many threads.
 
 
