@@ -20,12 +20,15 @@ from sqlalchemy.pool import QueuePool
 from outbox.ambient import uuid7
 from outbox.errors import ConfigurationError, DatabaseDamaged, OutOfRoom, SchemaError
 from outbox.secret import remember
-from outbox.waiting import look_often
+from outbox.waiting import comes_free, look_often
 
 #: Seconds a SQLite writer waits for its turn.
 _BUSY_TIMEOUT = 60
 #: Seconds that a Postgres transaction of ours may stand still; ours never pause for as long.
 _IDLE_TIMEOUT = 10
+#: Seconds that a Postgres server may take to let us in, unless the URL or PGCONNECT_TIMEOUT say something else: its own drivers
+#: wait for minutes, or for ever, where a machine takes a connection and says nothing.
+_CONNECT_TIMEOUT = 10
 #: Workers checkpoint far more often than this; it only bounds the WAL (about 80 MB) while none is running. SQLite before
 #: 3.51.3 can lose a race between two checkpointers, so in the normal course of things there is only one.
 _AUTOCHECKPOINT_PAGES = 20_000
@@ -84,6 +87,7 @@ def connect(url: str | URL) -> Engine:
                 pool_pre_ping=True,
                 pool_size=10,
                 max_overflow=20,
+                connect_args=_impatient(url),
             )
         except ModuleNotFoundError as error:
             raise ConfigurationError(
@@ -98,11 +102,15 @@ def connect(url: str | URL) -> Engine:
 def parsed(url: str | URL) -> URL:
     """A database URL in its parts. Raises ConfigurationError, without repeating it: it may hold a password."""
     try:
-        return make_url(url)
-    except ArgumentError:
+        found = make_url(url)
+    except (ArgumentError, ValueError):
         raise ConfigurationError(
-            "cannot read the database URL; expected something like sqlite:///outbox.db or postgresql+psycopg://user@host/name"
+            "cannot read the database URL; expected something like sqlite:///outbox.db or postgresql+psycopg://user@host/name, "
+            "with @ : / in a password written as %40 %3A %2F"
         ) from None
+    if "@" in (found.host or ""):  # what is behind the first one is taken for the host, and would be shown as that
+        raise ConfigurationError("the database URL has an @ too many; in a password write it as %40")
+    return found
 
 
 def _create_privately(path: Path) -> None:
@@ -223,6 +231,12 @@ def _begin_with(engine: Engine, words: str) -> None:
         connection.exec_driver_sql(words)
 
 
+def _impatient(url: URL) -> dict[str, Any]:
+    said = "connect_timeout" in url.query or "PGCONNECT_TIMEOUT" in os.environ
+    of_libpq = url.get_driver_name() in ("psycopg", "psycopg2")  # others call it something else
+    return {"connect_timeout": _CONNECT_TIMEOUT} if of_libpq and not said else {}
+
+
 def _let_go_when_frozen(engine: Engine) -> None:
     """The server ends our transactions that stand still: a stopped or unplugged worker would keep its locks for as long."""
 
@@ -275,8 +289,9 @@ class Database:
             # what was committed while one was waited for.
             self._lent = given.execution_options(isolation_level="READ COMMITTED")
         self._url = given.url if isinstance(given, Engine) else parsed(given)
-        if self._url.password is not None:
-            remember(str(self._url.password), lasting=True)
+        for each in (self._url.password, *(value for name, value in self._url.query.items() if "password" in name)):
+            if each is not None:
+                remember(str(each), lasting=True)
         self._engine: Engine | None = None
         self._reader: Engine | None = None
         self._file: tuple[int, int] | None = None
@@ -284,7 +299,7 @@ class Database:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"Database({self._url.render_as_string(hide_password=True)})"
+        return f"Database({self._url.set(query={}).render_as_string(hide_password=True)})"
 
     @property
     def engine(self) -> Engine:
@@ -376,6 +391,14 @@ class Database:
                     driver.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
             finally:
                 driver.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000}")
+
+    def takes_writers(self, within: float) -> bool:
+        """SQLite: whether a writer would get its turn within so many seconds; nothing is written. Elsewhere True."""
+        path = self.path
+        if path is None:
+            return True
+        with self._watched(), _as_a_statement("BEGIN IMMEDIATE"):
+            return comes_free(path, within)
 
     def pages(self) -> Pages | None:
         """SQLite: the pages of the database, as a connection of ours that writes may use them. Elsewhere None."""

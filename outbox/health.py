@@ -96,8 +96,9 @@ class Part(NamedTuple):
 #: Seconds that answers are given again: a probe that asks every second costs a look in two of them.
 _FRESH = 2.0
 _SPOOL_FRESH = 10.0
-#: Seconds within which everything must have answered.
+#: Seconds within which everything must have answered, and for which somebody may keep SQLite's write lock.
 WITHIN = 1.5
+_LOCK_KEPT = 1.0
 
 
 class Health:
@@ -110,14 +111,22 @@ class Health:
         self._spool_seen = spool.is_there()
         self._schema = Glance(self._look_at_schema, "look-database", _FRESH)
         self._writable = Glance(self._write_to_spool, "look-spool", _SPOOL_FRESH)
+        self._unlocked = Glance(lambda: database.takes_writers(_LOCK_KEPT), "look-lock", _FRESH)
 
     def parts(self, within: float = WITHIN) -> dict[str, Part]:
         """The database, its schema and the spool, each asked at the same time."""
         by = time.monotonic() + within
-        for each in (self._schema, self._writable):
+        for each in (self._schema, self._writable, self._unlocked):
             each.begin()
         spool = _part(lambda: self._writable.end(by))
-        return {**self._database_parts(by), "spool": spool}
+        found = {**self._database_parts(by), "spool": spool}
+        if found["database"].ok:
+            found["database"] = _part(lambda: self._require_unlocked(by))
+        return found
+
+    def _require_unlocked(self, by: float) -> None:
+        if not self._unlocked.end(by):
+            raise NoAnswerYet(f"somebody keeps its write lock for more than {_LOCK_KEPT:g} s")
 
     def database_is_there(self, within: float = WITHIN) -> bool:
         """Whether the database answers with the schema of this code."""

@@ -1,6 +1,6 @@
 """A worker's proof of life: its own beats, and who else has stopped beating.
 
-Nobody's clock is compared with anybody else's. A worker counts as gone when its beat stood still through GONE_AFTER seconds
+Nobody's clock is compared with anybody else's. A worker counts as gone when its beat stood still through `gone_after` seconds
 of the observer's monotonic clock, and only the time counts in which the observer's own beats were being written: one who
 was suspended, or could not reach the database, has seen nothing.
 """
@@ -35,8 +35,10 @@ class Presence:
         self._ambient = ambient
         self._gone_after = gone_after
         self._serves = serves
-        self.look_every = gone_after / 30
-        self._beat_every = gone_after / 5
+        # Often enough for whoever is less patient with us than we are with others.
+        often = min(gone_after, GONE_AFTER)
+        self.look_every = often / 30
+        self._beat_every = often / 5
         self._others: dict[str, _Seen] = {}
         self._looked_at = 0.0
         self._beaten_at = 0.0
@@ -47,7 +49,8 @@ class Presence:
         """Take an identity. What the one before still holds is left for a rescue."""
         identity, now = self._ambient.new_id(), self._ambient.now()
         with self._database.begin() as connection:
-            living.register(connection, identity, socket.gethostname(), os.getpid(), now, self._serves, _version())
+            host, pid = socket.gethostname(), os.getpid()
+            living.register(connection, identity, host, pid, now, self._serves, _version(), self._gone_after)
         self.id = identity
         self._others.clear()
         self._looked_at = self._beaten_at = self._ambient.monotonic()

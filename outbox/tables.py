@@ -377,6 +377,7 @@ worker = Table(
     Column("stop_asked", Boolean, nullable=False),
     Column("serves", Text, comment="names of destinations, with a space between them"),
     Column("version", String(40), comment="of durable-outbox"),
+    Column("gone_after", Float, comment="seconds without a beat after which it takes others for gone"),
 )
 
 audit = Table(

@@ -6,9 +6,11 @@ again a moment after it let go, and a producer that looks ten times a second fin
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, event
@@ -45,6 +47,24 @@ def look_often(engine: Engine) -> None:
             return False
         _wait(cursor.connection, known, lambda: cursor.executemany(statement, parameters))
         return True
+
+
+def comes_free(path: Path, within: float) -> bool:
+    """Whether the write lock of a SQLite database can be had within so many seconds; nothing is written."""
+    ends = time.monotonic() + within
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=0, isolation_level=None)) as driver:
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != _BUSY:
+                    raise
+                if time.monotonic() >= ends:
+                    return False
+                time.sleep(_REST)
+            else:
+                driver.execute("ROLLBACK")
+                return True
 
 
 def _begins_to_write(cursor: Any, statement: str, known: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Ordering keys can be paused, and a database knows the spool that has its files."""
+"""Ordering keys can be paused, a database knows the spool that has its files, and a worker says how patient it is."""
 
 from collections.abc import Sequence
 
@@ -28,8 +28,11 @@ def upgrade() -> None:
         sa.Column("text", sa.Text(), nullable=False, comment="why, in words"),
         sa.PrimaryKeyConstraint("destination", "ordering_key", name=op.f("pk_outbox_pause")),
     )
+    patience = "seconds without a beat after which it takes others for gone"
+    op.add_column("outbox_worker", sa.Column("gone_after", sa.Float(), nullable=True, comment=patience))
 
 
 def downgrade() -> None:
+    op.drop_column("outbox_worker", "gone_after")
     op.drop_table("outbox_pause")
     op.drop_table("outbox_spool")

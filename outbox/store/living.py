@@ -30,10 +30,11 @@ def register(
     now: datetime,
     serves: Collection[str] = (),
     version: str | None = None,
+    gone_after: float | None = None,
 ) -> None:
     """A worker's row; its identity is new at every start."""
     told = {"id": worker_id, "host": host[:255], "pid": pid, "serves": " ".join(serves) or None, "version": version}
-    values = {"started_at": now, "beat": 0, "beat_at": now, "gone": False, "stop_asked": False}
+    values = {"started_at": now, "beat": 0, "beat_at": now, "gone": False, "stop_asked": False, "gone_after": gone_after}
     connection.execute(insert(worker).values(told | values))
 
 

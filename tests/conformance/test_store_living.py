@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from outbox.database import Database
 from outbox.model import Outcome
+from outbox.policy import GONE_AFTER
 from outbox.presence import Presence
 from outbox.store import living, recording
 from outbox.tables import delivery, worker
@@ -216,6 +217,20 @@ def test_a_worker_that_was_declared_gone_finds_out_with_its_next_beat(
     assert not alive_still
     assert before != watcher.id
     assert watcher.id in alive(database)
+
+
+def test_one_who_is_patient_with_others_beats_often_enough_for_the_impatient(database: Database, clock: Clock) -> None:
+    patient = Presence(database, clock.ambient, gone_after=600)
+    patient.arrive()
+    with database.read() as connection:
+        before, patience = connection.execute(sa.select(worker.c.beat, worker.c.gone_after)).one()
+
+    clock.move(GONE_AFTER / 5)
+    patient.beat()
+
+    with database.read() as connection:
+        assert before + 1 == connection.execute(sa.select(worker.c.beat)).scalar_one()
+    assert 600 == patience
 
 
 def test_every_start_is_a_new_identity(database: Database, clock: Clock) -> None:

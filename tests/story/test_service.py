@@ -400,8 +400,10 @@ def test_the_pages_answer_while_somebody_has_sqlite_to_himself(sqlite_place: Pla
         answers = [running.get(path) for path in ("/livez", "/readyz", "/metrics")]
         raw.rollback()
         raw.close()
+        eventually(lambda: running.get("/readyz").status == 200)
 
-    assert [200, 200, 200] == [got.status for got in answers]
+    assert [200, 503, 200] == [got.status for got in answers], "who works is well, but there is nothing that it can do"
+    assert "write lock" in answers[1].json["database"]["text"]
     assert max(got.seconds for got in answers) < SOON
 
 
