@@ -16,7 +16,7 @@ from outbox.ambient import Ambient
 from outbox.database import Database
 from outbox.model import Selection
 from outbox.policy import HANDFUL
-from outbox.store import acting, purging, streams
+from outbox.store import acting, purging, shares, streams
 from outbox.store.acting import Action, Candidate, Page, Window
 from outbox.timekeeping import When
 
@@ -97,6 +97,10 @@ class _Walk:
             self._ahead.popleft()
         return list(islice(self._ahead, most))
 
+    def shares_ahead(self, most: int) -> set[int]:
+        """The shares that so many of the next candidates are in."""
+        return {each.share_id for each in islice(self._ahead, most) if each.share_id is not None}
+
     @property
     def stream(self) -> int | None:
         """At the end, the stream that is next."""
@@ -173,8 +177,9 @@ class Act:
         self._rate = rate
         self._walk = _Walk(begun, again=again)
         self._choice = acting.choice(self.action, self._walk.what)
-        alone = database.kind == "sqlite"
-        self._short, self._rest = (_SHORT_ALONE, _REST_ALONE) if alone else (_SHORT, _REST)
+        self._alone = database.kind == "sqlite"
+        self._short, self._rest = (_SHORT_ALONE, _REST_ALONE) if self._alone else (_SHORT, _REST)
+        self._shares: set[int] = set()  #: whose messages can be replayed
         self._size = float(_LEAST)
         self._started: float | None = None
         self._done = 0
@@ -208,6 +213,8 @@ class Act:
             self._finish()
             return None
         act_id = self._open()
+        if self.action == "replay":
+            self._make_shares()
         with self._database.begin() as connection:
             ticks = self._ambient.monotonic()  # only now: it may have waited for its turn to write
             did = self._take_handful(connection, act_id)
@@ -235,6 +242,20 @@ class Act:
             with self._database.begin() as connection:
                 self.id = acting.open_act(connection, self._began, self._by, self.action, self.selection)
         return self.id
+
+    def _make_shares(self) -> None:
+        """What is replayed takes turns in the bulk lane, in shares that must be there before."""
+        wanted = self._walk.shares_ahead(HANDFUL) - self._shares
+        if not wanted:
+            return
+        with self._database.read() as connection:
+            missing = shares.missing_for_replay(connection, wanted)
+        # Where others write too each is committed by itself: a producer may hold one of them and wait for another.
+        for some in [missing] if self._alone else [[each] for each in missing]:
+            if some:
+                with self._database.begin() as connection:
+                    shares.make(connection, some)
+        self._shares |= wanted
 
     def _finish(self) -> None:
         if self.id is not None:
@@ -269,7 +290,7 @@ class Act:
             return 0, set(), 0
         match self.action:
             case "replay":
-                touched = acting.replay(connection, chosen.ids, now, chosen.with_files)
+                touched = acting.replay(connection, chosen.ids, now, chosen.with_files, chosen.shares)
             case "cancel":
                 touched = acting.cancel(connection, chosen.ids, now)
             case "purge":

@@ -385,7 +385,7 @@ class Outbox(Operations, Explaining, Views):
             if place is not None:
                 arriving.wake_stream(connection, place[0], new)
             if share_id is not None:
-                shares.wake(connection, share_id, new)
+                shares.wake(connection, [share_id], new.due_at, scheduled=new.scheduled)
             for each in attachments:
                 if each.file.name in fresh:
                     arriving.add_file(connection, each.file, now)

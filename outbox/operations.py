@@ -14,7 +14,7 @@ from outbox.intake import KEY_LIMIT
 from outbox.model import Pause, Selection
 from outbox.patience import paused, resumed
 from outbox.payload import brief, has_controls
-from outbox.store import acting, breaker, living, pausing, shares, streams
+from outbox.store import acting, breaker, living, pausing, streams
 from outbox.store.acting import Action, Preview
 from outbox.timekeeping import When
 from outbox.verdict import cleaned
@@ -83,8 +83,6 @@ class Operations:
             if ordering_key is not None:
                 lifted = pausing.lift(connection, name, ordering_key)
                 changed = streams.forgive(connection, name, ordering_key, When.certain(now)) or lifted
-                if lifted:  # what was replayed meanwhile has woken no share
-                    shares.release(connection, shares.of_key(connection, name, ordering_key), When.certain(now))
             else:
                 seen = breaker.read(connection, name, lock=True)
                 changed = seen.stop is not None or seen.is_open

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from outbox.model import FINAL, Lane, Selection, State
-from outbox.store import looking, selecting
+from outbox.store import looking, selecting, shares
 from outbox.tables import (
     Instant,
     attachment,
@@ -37,9 +37,7 @@ from outbox.tables import (
     in_stream,
     loose,
     message,
-    pause,
     pending,
-    share,
 )
 from outbox.verdict import cleaned
 
@@ -74,6 +72,7 @@ class Candidate(NamedTuple):
 
     id: int
     stream_id: int | None
+    share_id: int | None = None
 
 
 class Page(NamedTuple):
@@ -91,6 +90,7 @@ class Chosen(NamedTuple):
     ids: list[int]
     with_files: list[int]  #: those of them that have attachments
     streams: dict[int, int]  #: those of them that are in a stream, with it
+    shares: set[int]  #: those that they are in
     held: set[int]  #: streams that somebody else holds at this moment, whose messages were passed over
 
 
@@ -133,7 +133,8 @@ def candidates(
         conditions.append(message.c.id.in_(page.among))
     if only_streams:
         conditions.append(message.c.stream_id.is_not(None))
-    found = select(message.c.id, message.c.stream_id).where(*conditions).order_by(message.c.id).limit(page.limit)
+    columns = (message.c.id, message.c.stream_id, message.c.share_id)
+    found = select(*columns).where(*conditions).order_by(message.c.id).limit(page.limit)
     return [Candidate(*row) for row in connection.execute(found)]
 
 
@@ -144,7 +145,7 @@ def wait_for(connection: Connection, stream_id: int) -> None:
 
 def choice(action: Action, selection: Selection) -> Select[Any]:
     """What `choose` asks, made once for an act: making it takes longer than asking it, and others wait meanwhile."""
-    columns = (message.c.id, message.c.stream_id, message.c.files)
+    columns = (message.c.id, message.c.stream_id, message.c.share_id, message.c.files)
     window = Window(bindparam("began", type_=Instant), bindparam("now", type_=Instant))
     found = select(*columns).where(_in_ids, *_conditions(action, selection, window)).order_by(message.c.id)
     return found.with_for_update(skip_locked=True)
@@ -161,6 +162,7 @@ def choose(connection: Connection, choice: Select[Any], window: Window, among: C
         [row.id for row in rows],
         [row.id for row in rows if row.files],
         {row.id: row.stream_id for row in rows if row.stream_id is not None},
+        {row.share_id for row in rows if row.share_id is not None},
         wanted - ours,
     )
 
@@ -289,10 +291,6 @@ def _others(connection: Connection, action: Action, selection: Selection, among:
     return {name: count for name, count in found.items() if count}
 
 
-# One of an ordering key that is paused keeps its place there; any other waits for nobody's turn any more.
-_held = exists().where(
-    share.c.id == message.c.share_id, pause.c.destination == share.c.destination, pause.c.ordering_key == share.c.ordering_key
-)
 _AFRESH = (
     update(message)
     .where(_in_ids)
@@ -309,9 +307,9 @@ _AFRESH = (
             "scheduled": False,
             "expires_at": None,
             "suspect": False,
-            "share_id": case((_held, message.c.share_id), else_=None),
+            "share_id": func.coalesce(shares.REPLAYED_IN, message.c.share_id),
             "replays": message.c.replays + 1,
-            "lane": case((or_(message.c.lane == Lane.LARGE, _held), message.c.lane), else_=Lane.BULK.value),
+            "lane": case((message.c.lane == Lane.LARGE, message.c.lane), else_=Lane.BULK.value),
         }
     )
     .returning(message.c.id)
@@ -337,8 +335,14 @@ _WITHDRAWN = (
 )
 
 
-def replay(connection: Connection, ids: Collection[int], now: datetime, with_files: Collection[int]) -> list[int]:
-    """Give these final messages, locked here, a fresh start; those that have lost a file stay as they are."""
+def replay(
+    connection: Connection, ids: Collection[int], now: datetime, with_files: Collection[int], of_shares: Collection[int] = ()
+) -> list[int]:
+    """Give these final messages, locked here, a fresh start; those that have lost a file stay as they are.
+
+    Those of shares keep their ordering key, and take its turns in the bulk lane, if `shares.missing_for_replay` is there.
+    """
+    waking = shares.hold_for_replay(connection, of_shares) if of_shares else []
     names: list[str] = []
     if with_files:
         # Held until COMMIT, so that freeing, which asks whether a message still needs them, cannot come in between.
@@ -347,6 +351,8 @@ def replay(connection: Connection, ids: Collection[int], now: datetime, with_fil
     replayed = list(connection.execute(statement, {"ids": list(ids), "at": now}).scalars())
     if names:
         connection.execute(_NEEDED, {"ids": replayed, "names": names})
+    if waking and replayed:
+        shares.wake(connection, waking, now)
     return replayed
 
 

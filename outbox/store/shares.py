@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from itertools import chain, zip_longest
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, bindparam, or_, select, union_all, update
+from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, bindparam, case, or_, select, union_all, update
 
 from outbox.database import insert_or_nothing
 from outbox.model import Lane
@@ -39,16 +40,46 @@ def join(connection: Connection, new: NewMessage, ordering_key: str) -> int:
     return int(share_id)
 
 
-def wake(connection: Connection, share_id: int, new: NewMessage) -> None:
-    """A share at rest, or one that waits for something later, becomes due with its new message.
+def wake(connection: Connection, shares: Collection[int], due_at: datetime, *, scheduled: bool = False) -> None:
+    """Shares at rest, and those that wait for something later, become due with a new message of theirs.
 
     One that somebody else is waking is passed over; should that one roll back, it is found as a stray.
     """
-    later = or_(share.c.due_at.is_(None), share.c.due_at > new.due_at)
-    mine = select(share.c.id).where(share.c.id == share_id, later).with_for_update(skip_locked=True, key_share=True)
-    free = list(connection.execute(mine).scalars())
-    place = {"due_at": new.due_at, "scheduled": new.scheduled}
-    connection.execute(update(share).where(share.c.id.in_(free)).values(place))
+    later = or_(share.c.due_at.is_(None), share.c.due_at > due_at)
+    mine = select(share.c.id).where(share.c.id.in_(shares), later).order_by(share.c.id)
+    free = list(connection.execute(mine.with_for_update(skip_locked=True, key_share=True)).scalars())
+    connection.execute(update(share).where(share.c.id.in_(free)).values(due_at=due_at, scheduled=scheduled))
+
+
+#: Where a replayed message of a share takes its turns: in its key's share in the bulk lane, and a large one where it was.
+_again = share.alias("again")
+_of_same_key = and_(
+    _again.c.destination == share.c.destination,
+    _again.c.ordering_key == share.c.ordering_key,
+    _again.c.lane == case((share.c.lane == Lane.LARGE, share.c.lane), else_=Lane.BULK.value),
+)
+REPLAYED_IN = (
+    select(_again.c.id).select_from(share.join(_again, _of_same_key)).where(share.c.id == message.c.share_id).scalar_subquery()
+)
+
+
+def missing_for_replay(connection: Connection, shares: Collection[int]) -> list[dict[str, str]]:
+    """The shares that replayed messages of these would need and that are not there yet, for `make`."""
+    lacking = select(share.c.destination, share.c.ordering_key).select_from(share.outerjoin(_again, _of_same_key))
+    these = lacking.where(share.c.id.in_(shares), _again.c.id.is_(None)).distinct().order_by(share.c.ordering_key)
+    return [{"destination": name, "ordering_key": key, "lane": Lane.BULK} for name, key in connection.execute(these)]
+
+
+def make(connection: Connection, rows: Sequence[dict[str, str]]) -> None:
+    """Add these shares, unless they are there by now."""
+    connection.execute(insert_or_nothing(connection, share), rows)
+
+
+def hold_for_replay(connection: Connection, shares: Collection[int]) -> list[int]:
+    """The shares that replayed messages of these are in; none is put to rest before this transaction ends."""
+    found = select(_again.c.id).select_from(share.join(_again, _of_same_key)).where(share.c.id.in_(shares))
+    mine = select(share.c.id).where(share.c.id.in_(found)).order_by(share.c.id)
+    return list(connection.execute(mine.with_for_update(read=True, key_share=True)).scalars())
 
 
 def take(
@@ -87,12 +118,6 @@ def release(connection: Connection, shares: Collection[int], when: When) -> set[
     locked = set(connection.execute(mine.with_for_update(skip_locked=True, key_share=True)).scalars())
     stand(connection, locked, when)
     return set(shares) - locked
-
-
-def of_key(connection: Connection, name: str, ordering_key: str) -> list[int]:
-    """The shares of an ordering key."""
-    mine = (share.c.destination == name, share.c.ordering_key == ordering_key)
-    return list(connection.execute(select(share.c.id).where(*mine)).scalars())
 
 
 def strayed(connection: Connection, name: str) -> list[int]:

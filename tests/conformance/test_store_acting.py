@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from outbox import Lane, State, migrate
 from outbox.database import Database
 from outbox.model import FINAL, Reason, Selection
-from outbox.store import acting, arriving, keeping, streams
+from outbox.store import acting, arriving, keeping, shares, streams
 from outbox.store.acting import Action, Page, Window
-from outbox.tables import audit, file, head
+from outbox.tables import audit, file, head, share
 from outbox.timekeeping import When
 from tests.factories import NOW, add_row, attempts_of, claim, put, record, row_of, spooled, waiting
 
@@ -35,7 +35,11 @@ def chosen(
 
 
 def replay(connection: sa.Connection, ids: list[int], now: datetime = NOW) -> list[int]:
-    return acting.replay(connection, ids, now, [each for each in ids if row_of(connection, each).files])
+    rows = [row_of(connection, each) for each in ids]
+    of_shares = {each.share_id for each in rows if each.share_id is not None}
+    if missing := shares.missing_for_replay(connection, of_shares):
+        shares.make(connection, missing)
+    return acting.replay(connection, ids, now, [each.id for each in rows if each.files], of_shares)
 
 
 def one_of_each(connection: sa.Connection) -> dict[State, int]:
@@ -309,14 +313,20 @@ def test_freeing_waits_for_a_replay_and_then_leaves_the_file(postgres_database: 
         assert State.PENDING == row_of(connection, message_id).state
 
 
-def test_a_replayed_message_of_a_share_takes_its_turn_without_it(database: Database) -> None:
+@pytest.mark.parametrize(("lane", "again"), [(Lane.NORMAL, Lane.BULK), (Lane.BULK, Lane.BULK), (Lane.LARGE, Lane.LARGE)])
+def test_a_replayed_message_of_a_share_keeps_its_key_and_takes_its_turns(database: Database, lane: Lane, again: Lane) -> None:
     with database.begin() as connection:
-        message_id = put(connection, ordering_key="pump", ordered=False)
-        finish(connection)
+        ids = [put(connection, ordering_key=key, ordered=False, lane=lane) for key in ("pump", "fan")]
+        claimed = claim(connection, lane=lane)
+        assert claimed is not None
+        record(connection, claimed.delivery, "w1", claimed.settled())
 
-        replay(connection, [message_id])
+        replay(connection, ids)
 
-        assert [message_id] == [each.id for each in waiting(connection, Lane.BULK)]
+        assert ids == sorted(each.id for each in waiting(connection, again))
+        of_pump = sa.select(share.c.id).where(share.c.ordering_key == "pump", share.c.lane == again)
+        row = row_of(connection, ids[0])
+        assert (again, connection.execute(of_pump).scalar_one()) == (row.lane, row.share_id)
 
 
 def test_a_replayed_message_goes_before_those_behind_it_in_its_stream(database: Database) -> None:

@@ -331,7 +331,7 @@ def test_a_producer_that_has_only_looked_up_its_share_is_not_forgotten_either(
         with postgres_database.begin() as connection:
             claimed_all(connection, "w1")
         following = arriving.add_message(producer, new, None, share_id)
-        shares.wake(producer, share_id, new)
+        shares.wake(producer, [share_id], new.due_at)
 
     with postgres_database.begin() as connection:
         assert [following] == ids(connection)

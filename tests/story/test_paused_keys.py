@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from outbox import Outbox, Policy, Refused, State, UnknownDestination, Worker
+from outbox.checkup import Verification
 from outbox.explaining import Cause, Code
 from outbox.model import Selection
 from outbox.secret import literal
@@ -95,6 +96,7 @@ def test_a_paused_key_waits_and_comes_when_it_is_resumed(place: Place, hand: Han
     place.check()
 
 
+@pytest.mark.long
 @both
 def test_what_is_being_sent_is_finished_and_the_next_waits(
     place: Place, hand: Hand, outbox_here: Outbox, ordered: bool
@@ -121,6 +123,7 @@ def test_what_is_being_sent_is_finished_and_the_next_waits(
     place.check()
 
 
+@pytest.mark.long
 @both
 def test_a_key_that_nobody_has_used_yet_is_paused_in_every_lane(
     place: Place, hand: Hand, outbox_here: Outbox, ordered: bool
@@ -152,6 +155,7 @@ def test_an_idle_turn_over_a_paused_key_writes_nothing(
     assert [] == [each for each in heard if not each.lstrip().upper().startswith("SELECT")]
 
 
+@pytest.mark.long
 @both
 def test_a_worker_until_idle_does_not_wait_for_a_paused_key(place: Place, ordered: bool) -> None:
     outbox = place.outbox()
@@ -167,6 +171,7 @@ def test_a_worker_until_idle_does_not_wait_for_a_paused_key(place: Place, ordere
     assert {"p1": PENDING, "loose": DELIVERED} == states(place.database)
 
 
+@pytest.mark.long
 @both
 def test_a_running_worker_goes_on_with_a_key_that_is_resumed(place: Place, ordered: bool) -> None:
     outbox = place.outbox()
@@ -185,6 +190,7 @@ def test_a_running_worker_goes_on_with_a_key_that_is_resumed(place: Place, order
 # What else may become of its messages.
 
 
+@pytest.mark.long
 @both
 def test_messages_of_a_paused_key_expire_as_those_of_a_paused_destination_do(
     place: Place, hand: Hand, outbox_here: Outbox, ordered: bool
@@ -222,6 +228,21 @@ def test_a_replayed_message_of_a_paused_key_waits_too(place: Place, hand: Hand, 
     resume(outbox_here)
     drain(hand)
     assert ["loose", "loose", "p1", "p1"] == sorted(arrived(place.receiver))
+
+
+@both
+def test_a_replayed_message_is_still_one_of_its_ordering_key(
+    place: Place, hand: Hand, outbox_here: Outbox, ordered: bool
+) -> None:
+    pump(place, outbox_here, "p1", "p2", ordered=ordered)
+    drain(hand)
+
+    outbox_here.replay(Selection(ordering_key="pump"), "ann")
+
+    assert 2 == len(outbox_here.messages(Selection(ordering_key="pump", states=(PENDING,))))
+    assert [] == [each.text for each in Verification(outbox_here).run()], "what was enqueued is still what is there"
+    drain(hand)
+    assert ["p1", "p1", "p2", "p2"] == sorted(arrived(place.receiver))
 
 
 @both
