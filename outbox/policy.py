@@ -9,6 +9,7 @@ from typing import Literal, assert_never
 
 from outbox.errors import ConfigurationError
 from outbox.model import Outcome, State
+from outbox.timekeeping import SKEW
 from outbox.units import in_words
 
 MIB = 1024 * 1024
@@ -166,6 +167,8 @@ LONG_TRANSACTION = 60.0
 
 #: A worker counts as gone when its beat stood still this many seconds of the observer's own monotonic clock.
 GONE_AFTER = 15.0
+#: A worker that has not beaten for so long has died, as far as somebody can tell who only compares two clocks.
+SILENT_AFTER = GONE_AFTER + SKEW
 #: Seconds that a stopping worker gives an upload in hand before it is cut.
 STOP_GRACE = 30.0
 #: Seconds that an idle loop waits before it looks again.

@@ -16,6 +16,7 @@ from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoSuchMessage, SpoolError, UnknownDestination
 from outbox.model import Attachment, Batch, Lane, Message, Outcome, Selection, SpooledFile, State, require_span
 from outbox.patience import Stop
+from outbox.policy import SILENT_AFTER
 from outbox.reserve import Room
 from outbox.spool.base import Spool
 from outbox.store import listing, looking
@@ -108,7 +109,7 @@ class Status:
     at: datetime
     destinations: Mapping[str, DestinationStatus]  #: those that are declared, and those that there is anything of
     blocked_keys: Sequence[BlockedKey]  #: the longest blocked; each destination has their number
-    workers: int  #: that are not gone
+    workers: int  #: that beat
     spool: SpoolStatus
     last_hour: Flow
     oldest_transaction: OldTransaction | None = None  #: Postgres: the one that has been open for longest
@@ -237,6 +238,7 @@ class WorkerView:
     deliveries: int  #: uploads under way
     stop_asked: bool
     gone: bool
+    silent: bool  #: not gone, and has not beaten for so long that it must have died; it is declared gone when another one runs
 
 
 V = TypeVar("V")
@@ -265,7 +267,7 @@ class Views:
             delivered = looking.delivered_since(connection, now - _HOUR)
             arrived = looking.arrived_since(connection, now - _HOUR)
             blocked = [BlockedKey(**row) for row in looking.blocked(connection, _BLOCKED_NAMED)]
-            workers = looking.alive(connection)
+            workers = looking.alive(connection, now)
             spool = self._spool_status(connection, now)
         for name, amount in delivered.items():
             told = {"delivered_last_hour": amount.messages, "delivered_bytes_last_hour": amount.bytes}
@@ -367,15 +369,7 @@ class Views:
         now = self.ambient.now()
         with self.database.read() as connection:
             rows = listing.workers(connection, gone=gone)
-        return [
-            _view(
-                WorkerView,
-                row,
-                serves=(row["serves"] or "").split(),
-                silent_seconds=max(0.0, (now - row["beat_at"]).total_seconds()),
-            )
-            for row in rows
-        ]
+        return [_worker(row, max(0.0, (now - row["beat_at"]).total_seconds())) for row in rows]
 
     def _row(self, connection: Connection, id_or_key: int | str, destination: str | None) -> RowMapping:
         row = looking.one(connection, str(id_or_key), destination)
@@ -447,6 +441,11 @@ def _next_try(row: RowMapping, held_up: looking.HeldUp) -> datetime | None:
 def _attempt(row: RowMapping) -> AttemptView:
     took = (row["finished_at"] - row["started_at"]).total_seconds() if row["started_at"] else None
     return _view(AttemptView, row, seconds=took)
+
+
+def _worker(row: RowMapping, silent_for: float) -> WorkerView:
+    silent = not row["gone"] and silent_for > SILENT_AFTER
+    return _view(WorkerView, row, serves=(row["serves"] or "").split(), silent_seconds=silent_for, silent=silent)
 
 
 def _delivery(row: RowMapping, now: datetime) -> DeliveryView:

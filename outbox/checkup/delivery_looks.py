@@ -10,12 +10,12 @@ from datetime import timedelta
 
 from outbox.app import Outbox
 from outbox.checkup.findings import Check, Finding, compared, ok, problem, warning
-from outbox.checkup.monitoring import BEAT_OLD_AFTER, alive
+from outbox.checkup.monitoring import alive
 from outbox.checkup.shelf import Shelf, older_than
 from outbox.counting import counted, verb
 from outbox.errors import FileChanged, FileMissing, SpoolError
 from outbox.patience import Stop
-from outbox.policy import HANDFUL, SWEEP_GRACE
+from outbox.policy import HANDFUL, SILENT_AFTER, SWEEP_GRACE
 from outbox.store import checking
 from outbox.units import in_words as length_in_words
 
@@ -55,14 +55,14 @@ class DeliveryLooks:
         for each in workers:
             who = f"worker {each.id[-8:]} ({each.host}, pid {each.pid})"
             age = (now - each.beat_at).total_seconds()
-            if age > BEAT_OLD_AFTER:
+            if age > SILENT_AFTER:
                 yield warning(
                     f"{who} last gave a sign of life {length_in_words(age)} ago",
                     "if it runs, look at its log and at its clock; if not, the next worker that starts takes back what it held",
                 )
                 continue
             alive += 1
-            if age < -BEAT_OLD_AFTER:
+            if age < -SILENT_AFTER:
                 yield compared(f"that of {each.host}", -age)
             ours = _version()
             if each.version is not None and ours is not None and each.version != ours:

@@ -15,15 +15,11 @@ from outbox import migrate
 from outbox.app import Outbox
 from outbox.checkup.findings import in_words
 from outbox.patience import Stop
-from outbox.policy import GONE_AFTER
+from outbox.policy import SILENT_AFTER
 from outbox.store import checking
 from outbox.store.checking import Backlog, Beating
-from outbox.timekeeping import SKEW
 from outbox.units import bytes_in_words
 from outbox.units import in_words as length_in_words
-
-#: A beat older than this is no sign of life, by clocks that may differ; seconds.
-BEAT_OLD_AFTER = SKEW + GONE_AFTER
 
 
 class Alarm(IntEnum):
@@ -104,7 +100,7 @@ def _look(outbox: Outbox, limits: Limits, names: Collection[str]) -> Reading:
 
 def alive(workers: Collection[Beating], now: datetime) -> list[Beating]:
     """The workers that gave a sign of life of late."""
-    return [each for each in workers if (now - each.beat_at).total_seconds() <= BEAT_OLD_AFTER]
+    return [each for each in workers if (now - each.beat_at).total_seconds() <= SILENT_AFTER]
 
 
 def _stops(connection: Connection) -> dict[str, Mapping[str, Any]]:
@@ -141,8 +137,8 @@ def _unserved(backlog: Mapping[str, Backlog], living: Collection[Beating]) -> li
     if not unserved:
         return []
     if not living:
-        return ["no worker is alive, and messages are due"]
-    return [f"no worker that is alive serves {', '.join(unserved)}, where messages are due"]
+        return ["no worker is alive, and messages wait for one"]
+    return [f"no worker that is alive serves {', '.join(unserved)}, where messages wait for one"]
 
 
 def _stopped(said: Mapping[str, Any]) -> str:

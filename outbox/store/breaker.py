@@ -67,7 +67,7 @@ def move(
 ) -> bool:
     """Change a destination's patience if it is still as it was seen: of several who try, one wins.
 
-    `text` says why; it is kept with a stop.
+    `text` says why; it is kept with a stop, and the latest is.
     """
     same = and_(
         destination.c.name == name,
@@ -88,6 +88,8 @@ def move(
         change["stopped_at"] = now if new.stop else None
         change["stop_text"] = text if new.stop else None
         change["stopped_by"] = "outbox" if new.stop else None
+    elif new.stop in (Stop.CREDENTIALS, Stop.REJECT_STREAK) and text is not None:
+        change["stop_text"] = text  # what is wrong may be something else by now
     return connection.execute(update(destination).where(same).values(change)).rowcount == 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Connection, RowMapping, and_, case, func, or_, select
@@ -11,6 +11,7 @@ from sqlalchemy import Column, Connection, RowMapping, and_, case, func, or_, se
 from outbox.limits import Learned, learned_limit
 from outbox.model import Lane
 from outbox.patience import Stop
+from outbox.policy import SILENT_AFTER
 from outbox.store import claiming, pausing
 from outbox.tables import (
     attachment,
@@ -37,9 +38,10 @@ WITH_ORDERING_KEY = func.coalesce(stream.c.ordering_key, share.c.ordering_key).l
 ORDERED_BY = message.outerjoin(stream, message.c.stream_id == stream.c.id).outerjoin(share, message.c.share_id == share.c.id)
 
 
-def alive(connection: Connection) -> int:
-    """How many workers are not gone."""
-    return connection.execute(select(func.count()).where(worker.c.gone.is_(False))).scalar_one()
+def alive(connection: Connection, now: datetime) -> int:
+    """How many workers beat: one that was killed is declared gone only when another one runs."""
+    beating = (worker.c.gone.is_(False), worker.c.beat_at >= now - timedelta(seconds=SILENT_AFTER))
+    return connection.execute(select(func.count()).where(*beating)).scalar_one()
 
 
 #: What is counted of a destination.

@@ -86,14 +86,25 @@ def test_a_stop_says_since_when_and_why(database: Database) -> None:
     assert (None, None, None) == (going.stopped_at, going.stop_text, going.stopped_by)
 
 
-def test_the_reason_of_a_stop_is_not_lost_while_it_lasts(database: Database) -> None:
+def test_the_reason_of_a_stop_is_the_latest_and_not_lost_while_it_lasts(database: Database) -> None:
+    again, probing = Breaker(2, NOW, Stop.CREDENTIALS), Breaker(2, NOW + timedelta(hours=1), Stop.CREDENTIALS)
     with database.begin() as connection:
-        breaker.move(connection, "enos", OPEN, REFUSED, NOW, "first")
-        breaker.move(connection, "enos", REFUSED, Breaker(2, NOW, Stop.CREDENTIALS), NOW, "second")
+        breaker.move(connection, "enos", OPEN, REFUSED, NOW, "the app key is not set")
+        breaker.move(connection, "enos", REFUSED, again, NOW + timedelta(hours=1), "the app secret is wrong")
+        breaker.move(connection, "enos", again, probing, NOW + timedelta(hours=2))
 
         row = connection.execute(sa.select(destination)).one()
 
-    assert (NOW, "first") == (row.stopped_at, row.stop_text)
+    assert (NOW, "the app secret is wrong") == (row.stopped_at, row.stop_text)
+
+
+def test_a_failure_does_not_speak_for_the_person_who_paused(database: Database) -> None:
+    paused, failed = Breaker(stop=Stop.PAUSE), Breaker(1, stop=Stop.PAUSE)
+    with database.begin() as connection:
+        breaker.stop(connection, "enos", paused, NOW, "they move house", "ann")
+        breaker.move(connection, "enos", paused, failed, NOW, "HTTP 503")
+
+        assert "they move house" == connection.execute(sa.select(destination.c.stop_text)).scalar_one()
 
 
 def test_a_person_stops_also_what_is_stopped_already_and_what_it_waits_for_is_kept(database: Database) -> None:
