@@ -19,7 +19,7 @@ from outbox.patience import Stop
 from outbox.policy import SILENT_AFTER
 from outbox.reserve import Room
 from outbox.spool.base import Spool
-from outbox.store import listing, looking
+from outbox.store import causes, listing, looking
 from outbox.transport import Upload
 
 #: So many blocked ordering keys are named, the longest blocked first.
@@ -46,6 +46,7 @@ class DestinationStatus:
     delivered_bytes_last_hour: int = 0
     oldest_due_at: datetime | None = None  #: since when the oldest of those that are due is
     failures: int = 0  #: consecutive, charged to the destination
+    last_failure: str | None = None  #: what became of the last upload that failed, while the breaker is open
     reject_streak: int = 0  #: messages rejected alone since the last delivery
     blocked_keys: int = 0  #: ordering keys that a dead message holds up
     paused_keys: int = 0  #: ordering keys that a person has paused
@@ -269,6 +270,9 @@ class Views:
             blocked = [BlockedKey(**row) for row in looking.blocked(connection, _BLOCKED_NAMED)]
             workers = looking.alive(connection, now)
             spool = self._spool_status(connection, now)
+            for name in (name for name, told in counts.items() if told["open_until"] is not None):
+                failure = causes.last_failure(connection, name)
+                counts[name]["last_failure"] = str(failure) if failure else None
         for name, amount in delivered.items():
             told = {"delivered_last_hour": amount.messages, "delivered_bytes_last_hour": amount.bytes}
             counts.setdefault(name, looking.nothing()).update(told)

@@ -13,15 +13,28 @@ from outbox.ambient import Ambient
 from outbox.claims import Claims
 from outbox.database import Database
 from outbox.destinations.base import Destination
-from outbox.errors import DatabaseDamaged, FileChanged, FileMissing, NoSuchMessage, OutOfRoom, SchemaError, SpoolError
+from outbox.errors import (
+    DatabaseDamaged,
+    FileChanged,
+    FileMissing,
+    NoSuchMessage,
+    OutboxError,
+    OutOfRoom,
+    SchemaError,
+    SpoolError,
+)
 from outbox.explaining import Cause, Found
 from outbox.explaining.facts import AttachedFile, DestinationFacts, MessageFacts
-from outbox.model import Lane, State
-from outbox.policy import Policy
+from outbox.model import FINAL, Lane, State
+from outbox.policy import Policy, Retention
 from outbox.reserve import Room
 from outbox.spool.base import Spool
 from outbox.store import causes
 from outbox.timekeeping import When
+from outbox.units import bytes_in_words
+
+#: Seconds in which a writer has had its turn, unless somebody does not let go.
+_PATIENCE = 1.0
 
 
 class Explaining:
@@ -32,6 +45,7 @@ class Explaining:
     ambient: Ambient
     spool_store: Spool
     room: Room
+    retention: Retention
 
     def explain(self, what: str | int, destination: str | None = None) -> list[Cause]:
         """Why a message (by id or key) or a destination (by name) is not moving, and what happens next and when.
@@ -40,44 +54,71 @@ class Explaining:
         `destination` narrows a key that several destinations have. A word that means more than one thing is explained in
         each of its meanings. A database that cannot be read, or has another schema, is a cause too.
 
-        Reads only. Raises NoSuchMessage when nothing has that id, key or name.
+        Writes nothing; of SQLite's write lock, it looks whether it can be had. Raises NoSuchMessage when nothing has that id,
+        key or name.
         """
         try:
             migrate.require_current(self.database)
             return explaining.in_order(self._explained(str(what), destination))
         except SchemaError as error:
-            return [explaining.of_schema(str(error), newer=self._is_newer()).cause]
+            return [explaining.of_schema(str(error), self._revision(), migrate.newest()).cause]
         except (DatabaseDamaged, OutOfRoom) as error:
-            return [explaining.of_database(str(error)).cause]
+            return [explaining.of_database(str(error), lost=isinstance(error, DatabaseDamaged)).cause]
         except SQLAlchemyError as error:
             return [explaining.of_database(f"the database cannot be read: {getattr(error, 'orig', None) or error}").cause]
 
-    def _is_newer(self) -> bool:
+    def _revision(self) -> str | None:
         try:
             with self.database.read() as connection:
-                return (migrate.current(connection) or "") > migrate.newest()
+                return migrate.current(connection)
         except SchemaError:
-            return False  # there is no database at all
+            return None  # there is no database at all
 
     def _explained(self, word: str, destination: str | None) -> list[Found]:
         claims = Claims(self.database, self.destinations, self.ambient, lambda: "")
-        found = [*explaining.of_clock(self.ambient.now()), *self._of_room()]
         messages, place = self._meant(word, destination)
+        unfinished = place is not None or any(each.state not in FINAL for each in messages)
+        locked = unfinished and self._is_locked()
+        found = [*explaining.of_clock(self.ambient.now()), *self._of_room(inside=unfinished and not locked)]
         if len(messages) + (place is not None) > 1:
-            meanings = [f"message {number} of {name}, with the key {key!r}" for number, key, name in messages]
+            meanings = [f"message {each.id} of {each.destination}, with the key {each.key!r}" for each in messages]
             found.append(explaining.of_several(word, meanings + ([f"the destination {place}"] if place else [])))
-        for number, _, name in messages:
-            found += self._of_message(claims, number, name)
-        return found + (self._of_destination(claims, place) if place else [])
+        for each in messages:
+            found += self._of_message(claims, each.id, each.destination, locked=locked)
+        return found + (self._of_destination(claims, place, locked=locked) if place else [])
 
-    def _of_room(self) -> Iterator[Found]:
-        """What a producer would be told who came with a message now."""
+    def _is_locked(self) -> bool:
+        """Whether somebody does not let go of SQLite's write lock."""
         try:
+            return not self.database.takes_writers(_PATIENCE)
+        except (SQLAlchemyError, OutboxError):
+            return False  # whoever may only read is told the rest
+
+    def _of_room(self, *, inside: bool) -> Iterator[Found]:
+        """What a producer would be told who came with a message now, or else one who came with files.
+
+        `inside`: also whether a SQLite database may grow. That is asked on our connection that writes, which may be waiting.
+        """
+        refused = "new messages"
+        try:
+            self.room.admit(0, 0)
+            if inside:
+                self._admit_inside()
+            refused = "new messages with files"
             self.room.admit(1, 0)
         except OutOfRoom as error:
-            yield explaining.of_room(str(error))
+            yield explaining.of_room(str(error), refused)
 
-    def _meant(self, word: str, destination: str | None) -> tuple[list[tuple[int, str, str]], str | None]:
+    def _admit_inside(self) -> None:
+        """Raises OutOfRoom when a SQLite database may not grow any more, as far as our own connection is limited too."""
+        pages = self.database.pages()
+        if pages is not None and pages.limited and pages.room < self.room.least_inside(pages) + self.room.cost(0):
+            raise OutOfRoom(
+                f"the database is full: it may have {pages.most} pages (PRAGMA max_page_count), "
+                f"and {bytes_in_words(pages.room)} are left"
+            )
+
+    def _meant(self, word: str, destination: str | None) -> tuple[list[causes.Named], str | None]:
         """The messages that a word means, and the destination. Raises NoSuchMessage when it means none."""
         with self.database.read() as connection:
             among = sorted({*causes.names(connection), *self.destinations})
@@ -92,19 +133,20 @@ class Explaining:
             )
         return messages, place
 
-    def _of_message(self, claims: Claims, number: int, name: str) -> list[Found]:
+    def _of_message(self, claims: Claims, number: int, name: str, *, locked: bool) -> list[Found]:
         when = self._when(claims, name)
         with self.database.read() as connection:
-            place = self._place(connection, name, when)
+            place = self._place(connection, name, when, locked=locked)
             message = causes.message_facts(connection, number, when)
         if message is None:
             raise NoSuchMessage(f"message {number} has been purged just now")
-        return explaining.of_message(self._looked_at(message), place)
+        message = replace(self._looked_at(message), kept=self.retention.of(State(message.state)))
+        return explaining.of_message(message, place)
 
-    def _of_destination(self, claims: Claims, name: str) -> list[Found]:
+    def _of_destination(self, claims: Claims, name: str, *, locked: bool) -> list[Found]:
         when = self._when(claims, name)
         with self.database.read() as connection:
-            return explaining.of_destination(self._place(connection, name, when))
+            return explaining.of_destination(self._place(connection, name, when, locked=locked))
 
     def _when(self, claims: Claims, name: str) -> When:
         """The time as a worker's claim would see it."""
@@ -112,10 +154,10 @@ class Explaining:
             claims.anything_due(name, list(Lane))  # looks how far away messages are, which tells whether a clock was wrong
         return claims.when(name)
 
-    def _place(self, connection: Connection, name: str, when: When) -> DestinationFacts:
+    def _place(self, connection: Connection, name: str, when: When, *, locked: bool) -> DestinationFacts:
         declared = self.destinations.get(name)
         policy = declared.policy if declared else Policy()
-        return causes.destination_facts(connection, name, policy, when, declared=declared is not None)
+        return causes.destination_facts(connection, name, policy, when, declared=declared is not None, locked=locked)
 
     def _looked_at(self, message: MessageFacts) -> MessageFacts:
         """With what the spool says about its files, as far as they are still needed."""

@@ -15,6 +15,7 @@ class Code(StrEnum):
     AMBIGUOUS = "ambiguous"  #: the word means several things, and each is explained
     DATABASE = "database"  #: it cannot be opened or read
     SCHEMA = "schema"  #: it is not the one of this code
+    LOCKED = "locked"  #: somebody keeps everybody else from writing to it
     DISK_FULL = "disk_full"  #: nothing more can be written
     CLOCK = "clock"  #: the clock of this machine cannot be right
     DELIVERED = "delivered"

@@ -12,14 +12,18 @@ from outbox.explaining.facts import DestinationFacts, MessageFacts
 from outbox.explaining.words import at_time, brief, counted, waits
 from outbox.limits import LEARNED_DOUBLES_IN, drawn, has_room, learned_limit, refill_wait, refilled
 from outbox.model import Lane, Pause
-from outbox.patience import Passage, Stop, passage, resumed
-from outbox.policy import POLL, send_deadline
+from outbox.patience import Passage, Stop, passage, resumed, spares
+from outbox.policy import send_deadline
 from outbox.units import bytes_in_words, in_words
+
+#: A send has its time from when it begins, and once more after its token was renewed; when that was, no row says.
+THEN_OR_LATER = "then, or later if a token had to be asked for meanwhile"
 
 
 def of_destination(place: DestinationFacts) -> list[Found]:
     """Why nothing goes to a destination."""
     causes = [
+        *locked(place),
         *not_declared(place),
         *without_worker(place),
         *stopped(place, None),
@@ -40,11 +44,12 @@ def of_destination(place: DestinationFacts) -> list[Found]:
     if not place.due:
         busy = place.traffic.small + place.traffic.large
         more = f"; {counted(busy, 'upload')} {'is' if busy == 1 else 'are'} under way" if busy else ""
-        next_ = "the next message is due then" if place.next_due else "what is enqueued goes at once"
+        goes = f"waits for what holds {place.name} up" if held else "goes at once"
+        next_ = "the next message is due then" if place.next_due else f"what is enqueued {goes}"
         causes.append(found(Weight.NOTE, Code.IDLE, f"nothing is due for {place.name}{more}", next_, place.next_due))
     elif not held:
         sentence = f"nothing stands in the way of {place.name}: what is due goes with the next turn"
-        causes.append(found(Weight.NOTE, Code.READY, sentence, f"a worker looks again within {in_words(POLL)}"))
+        causes.append(found(Weight.NOTE, Code.READY, sentence, "a worker takes it at its next look"))
     return causes
 
 
@@ -64,6 +69,16 @@ def said(pause: Pause) -> str:
     return f"by {pause.paused_by or 'somebody'} since {at_time(pause.paused_at)}{words}"
 
 
+def locked(place: DestinationFacts) -> Iterator[Found]:
+    if place.locked:
+        sentence = "somebody holds the write lock of the database: nobody else can claim, record or enqueue anything"
+        next_ = (
+            "whoever waits goes on by itself as soon as that transaction ends, and what else is said holds from then on; if it "
+            "does not end, find the program that has the file open, and end that"
+        )
+        yield found(Weight.ACT, Code.LOCKED, sentence, next_)
+
+
 def not_declared(place: DestinationFacts) -> Iterator[Found]:
     if place.declared:
         return
@@ -77,6 +92,8 @@ def not_declared(place: DestinationFacts) -> Iterator[Found]:
 
 
 def without_worker(place: DestinationFacts) -> Iterator[Found]:
+    if place.locked:
+        return  # nobody can write a beat, or that it has begun
     if not place.alive:
         silent = max(place.workers, key=lambda each: each.beat_at, default=None)
         last = ""
@@ -129,10 +146,11 @@ def stopped(place: DestinationFacts, message: MessageFacts | None) -> Iterator[F
     sender = probe.worker or f"worker {probe.worker_id}"
     sentence = f"a probe of {name} is under way since {at_time(probe.since)}, sent by {sender}"
     ends = probe.since + timedelta(seconds=send_deadline(probe.bytes, place.policy))
-    if probe.is_abandoned(place.when.now):
-        next_, at = "its worker is gone: another takes it back, and the next probe may begin", None
+    if place.is_abandoned(probe):
+        next_, at = "its worker is gone: when another has taken it back, the next probe may begin", None
     elif ends > place.when.now:
-        next_, at = "nothing else goes before it ends, at the latest then; if it is delivered, the others go", ends
+        ending = f"without an answer it is given up {THEN_OR_LATER}"
+        next_, at = f"nothing else goes before it ends; {ending}; if it is delivered, the others go", ends
     else:
         next_, at = "nothing else goes before its worker has recorded what became of it", None
     yield found(Weight.WAIT, Code.PROBE, sentence, next_, at)
@@ -150,6 +168,13 @@ def _next_probe(place: DestinationFacts, message: MessageFacts | None) -> tuple[
     if message is not None and message.lane == Lane.LARGE and place.smaller_due:
         nothing = ", a smaller one before those of the large lane"
     return f"{begins}{sooner}{nothing}; if it is delivered, the others go", breaker.open_until if waits else None
+
+
+def if_refused(place: DestinationFacts, dies: str) -> str:
+    """What becomes of a message that is refused alone, which usually `dies`."""
+    if spares(place.breaker, place.policy):
+        return f"stays: none dies of that while {place.name} refuses one message after the other"
+    return dies
 
 
 def crowded(place: DestinationFacts, lane: Lane) -> Iterator[Found]:
@@ -199,7 +224,7 @@ def learned(place: DestinationFacts, message: MessageFacts | None) -> Iterator[F
     weight = 0 if message is None else message.size + message.file_bytes
     if message is not None and weight > limit:
         too_much = f"more than the {bytes_in_words(limit)} that {place.name} takes in one request, as far as we know"
-        next_ = "it goes alone; if that is refused too, it is dead (too_large)"
+        next_ = f"it goes alone; if that is refused too, it {if_refused(place, 'is dead (too_large)')}"
         yield found(Weight.NOTE, Code.TOO_LARGE, f"{message} has {bytes_in_words(weight)}, {too_much}", next_)
     elif limit < place.policy.batch_bytes:
         doublings = math.log2(place.policy.batch_bytes / learned.size)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from outbox.explaining.words import brief
 from outbox.limits import Bucket, Learned, Traffic
 from outbox.model import Pause
 from outbox.patience import Breaker
-from outbox.policy import GONE_AFTER, Policy
-from outbox.timekeeping import SKEW, When
-
-#: A worker whose last beat is so many seconds old is taken for dead here; the clocks of a fleet may differ.
-SILENT_AFTER = GONE_AFTER + SKEW
+from outbox.policy import GONE_AFTER, SILENT_AFTER, Policy
+from outbox.timekeeping import When
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +25,12 @@ class WorkerSeen:
     gone: bool
     stop_asked: bool
     serves: str | None
+    gone_after: float | None = None  #: one of an older version does not say
+
+    @property
+    def patience(self) -> float:
+        """After how many seconds without a beat it takes another worker for gone."""
+        return GONE_AFTER if self.gone_after is None else self.gone_after
 
     def may_serve(self, name: str) -> bool:
         """Whether it serves a destination; one that does not say may serve any."""
@@ -69,10 +72,6 @@ class Upload:
     bytes: int
     lane: str
 
-    def is_abandoned(self, now: datetime) -> bool:
-        """Whether nobody is left who could end it."""
-        return self.worker is None or self.worker.gone or self.worker.is_silent(now)
-
 
 @dataclass(frozen=True, slots=True)
 class DestinationFacts:
@@ -99,16 +98,25 @@ class DestinationFacts:
     blocked_keys: int  #: ordering keys that a dead message holds up
     paused_keys: int = 0  #: ordering keys that a person has paused
     paused: tuple[Pause, ...] = ()  #: the first few of them
+    locked: bool = False  #: somebody keeps everybody else from writing to the database
 
     @property
     def alive(self) -> list[WorkerSeen]:
         """Workers that beat."""
-        return [each for each in self.workers if not each.is_silent(self.when.now)]
+        return [each for each in self.workers if not self._is_silent(each)]
 
     @property
     def serving(self) -> list[WorkerSeen]:
         """Workers that would begin an upload to it."""
         return [each for each in self.alive if each.may_serve(self.name) and not each.stop_asked]
+
+    def is_abandoned(self, upload: Upload) -> bool:
+        """Whether nobody is left who could end an upload."""
+        return upload.worker is None or upload.worker.gone or self._is_silent(upload.worker)
+
+    def _is_silent(self, worker: WorkerSeen) -> bool:
+        """Whether a worker must have died. While nobody can write a beat, silence says nothing."""
+        return not self.locked and worker.is_silent(self.when.now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +193,7 @@ class MessageFacts:
     before: int  #: what goes before it in its lane, counted up to a bound
     before_it: str  #: and what that is
     pause: Pause | None = None  #: of its ordering key
+    kept: timedelta | None = None  #: how long it is kept when it is over; None is for ever
 
     def __str__(self) -> str:
         return f"message {self.id}"

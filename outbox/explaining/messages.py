@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import assert_never
 
 from outbox.explaining.causes import Code, Found, Weight, found
-from outbox.explaining.destinations import crowded, learned, not_declared, said, stopped, without_worker
+from outbox.explaining.destinations import (
+    THEN_OR_LATER,
+    crowded,
+    if_refused,
+    learned,
+    locked,
+    not_declared,
+    said,
+    stopped,
+    without_worker,
+)
 from outbox.explaining.facts import Answered, DestinationFacts, MessageFacts, StreamFacts, Upload
 from outbox.explaining.words import at_time, brief, counted, nth, waits
 from outbox.model import Lane, Message, Outcome, Reason, State
-from outbox.policy import GONE_AFTER, POLL, send_deadline
+from outbox.policy import GONE_AFTER, send_deadline
 from outbox.timekeeping import When, plausible
 from outbox.units import in_words
 from outbox.verdict import Facts, Unknown, settle
+
+#: With its own key nothing would be added: as long as the message is kept, it is the one of that key.
+_AGAIN = "enqueue it again under another key"
 
 
 def of_message(message: MessageFacts, place: DestinationFacts) -> list[Found]:
@@ -29,7 +42,13 @@ def of_message(message: MessageFacts, place: DestinationFacts) -> list[Found]:
         case State.DEAD:
             return [_dead(message), *_holds_up(message, place)]
         case State.CLAIMED:
-            return [*_claimed(message, place), *not_declared(place), *stopped(place, message), *_key_paused(message, place)]
+            return [
+                *locked(place),
+                *_claimed(message, place),
+                *not_declared(place),
+                *stopped(place, message),
+                *_key_paused(message, place),
+            ]
         case State.PENDING:
             return _pending(message, place)
         case _:
@@ -38,6 +57,7 @@ def of_message(message: MessageFacts, place: DestinationFacts) -> list[Found]:
 
 def _pending(message: MessageFacts, place: DestinationFacts) -> list[Found]:
     causes = [
+        *locked(place),
         *_of_its_files(message),
         *_of_its_time(message, place.when),
         *_key_paused(message, place),
@@ -54,19 +74,29 @@ def _pending(message: MessageFacts, place: DestinationFacts) -> list[Found]:
         causes.append(_before(message, place, Weight.NOTE if held else Weight.WAIT))
     elif not held:
         sentence = f"nothing stands in the way of {message}: it goes with the next turn"
-        causes.append(found(Weight.NOTE, Code.READY, sentence, f"a worker of {place.name} looks again within {in_words(POLL)}"))
+        causes.append(found(Weight.NOTE, Code.READY, sentence, f"a worker of {place.name} takes it at its next look"))
     return causes
 
 
 def _delivered(message: MessageFacts) -> Found:
     sentence = f"{message} was delivered at {at_time(message.finished_at)}"
-    return found(Weight.NOTE, Code.DELIVERED, sentence, "nothing more: it is kept for a while and then purged")
+    goes, at = _purged(message)
+    sooner = ", or before if room runs short" if at else ""
+    return found(Weight.NOTE, Code.DELIVERED, sentence, f"nothing more: it is {goes}{sooner}", at)
 
 
 def _cancelled(message: MessageFacts) -> Found:
     sentence = f"{message} was cancelled by a person at {at_time(message.finished_at)}"
-    next_ = f"nothing more; to send it after all: outbox replay {message.id}"
-    return found(Weight.NOTE, Code.CANCELLED, sentence, next_)
+    goes, at = _purged(message)
+    next_ = f"nothing more: it is {goes}; to send it after all: outbox replay {message.id}"
+    return found(Weight.NOTE, Code.CANCELLED, sentence, next_, at)
+
+
+def _purged(message: MessageFacts) -> tuple[str, datetime | None]:
+    """What becomes of a message that is over, and when."""
+    if message.kept is None or message.finished_at is None:
+        return "kept for ever", None
+    return "kept until then and purged soon after", message.finished_at + message.kept
 
 
 def _dead(message: MessageFacts) -> Found:
@@ -76,7 +106,7 @@ def _dead(message: MessageFacts) -> Found:
     lost = [each for each in message.attached if each.freed_at is not None and each.missing]
     next_ = f"nothing by itself; {_remedy(reason, message.id)}"
     if lost:
-        next_ = f"nothing by itself, and it cannot be replayed, since its file {lost[0].name!r} was freed; enqueue it again"
+        next_ = f"nothing by itself, and it cannot be replayed, since its file {lost[0].name!r} was freed; {_AGAIN}"
     return found(Weight.ACT, Code.DEAD, sentence, next_)
 
 
@@ -91,9 +121,9 @@ def _remedy(reason: Reason, number: int) -> str:
         case Reason.EXPIRED:
             return f"if it is of use after its time: {replay}; or let it go: {cancel}"
         case Reason.FILE_MISSING:
-            return f"put its file back into the spool, then: {replay}; or enqueue it again, and: {cancel}"
+            return f"put its file back into the spool, then: {replay}; or {_AGAIN}, and: {cancel}"
         case Reason.FILE_CHANGED:
-            return f"put the bytes that were enqueued back into the spool, then: {replay}; or enqueue it again, and: {cancel}"
+            return f"put the bytes that were enqueued back into the spool, then: {replay}; or {_AGAIN}, and: {cancel}"
         case Reason.TOO_LARGE:
             return f"have the destination take larger requests, then: {replay}; or enqueue less at a time, and: {cancel}"
         case Reason.OUTCOME_UNKNOWN:
@@ -126,22 +156,27 @@ def _claimed(message: MessageFacts, place: DestinationFacts) -> Iterator[Found]:
         sentence = f"{message} is claimed by worker {message.claimed_by}, in a delivery that has no row"
         yield found(Weight.WAIT, Code.ABANDONED, sentence, "its worker settles it; if that is gone, look with: outbox workers")
         return
-    others = f", with {counted(upload.messages - 1, 'other')}" if upload.messages > 1 else ", alone"
-    where = f"since {at_time(upload.since)}, in delivery {upload.id}{others}"
-    if upload.is_abandoned(now):
+    company = f", with {counted(upload.messages - 1, 'other')}" if upload.messages > 1 else ", alone"
+    where = f"since {at_time(upload.since)}, in delivery {upload.id}{company}"
+    if place.is_abandoned(upload):
         yield _abandoned(message, place, upload, where)
         return
     ends = upload.since + timedelta(seconds=send_deadline(upload.bytes, place.policy))
-    back = f"should its worker die, another takes it back within {in_words(GONE_AFTER)}"
+    others = [each.patience for each in place.serving if each.id != upload.worker_id]
+    rescue = f"another must be started, which takes it back after {in_words(GONE_AFTER)}"
+    if others:
+        rescue = f"another takes it back within {in_words(min(others))}"
+    back = f"should its worker die, {rescue}"
     if ends > now:
-        next_, at = f"its answer settles it, at the latest then the upload is given up; {back}", ends
+        next_, at = f"its answer settles it; without one the upload is given up {THEN_OR_LATER}; {back}", ends
     else:
-        next_, at = f"its time is over, and its worker records that as soon as it can; {back}", None
+        over = "its time is over, unless a token had to be asked for meanwhile"
+        next_, at = f"{over}; its worker records what became of it as soon as it can; {back}", None
     yield found(Weight.WAIT, Code.CLAIMED, f"{message} is being sent by {upload.worker} {where}", next_, at)
 
 
 def _abandoned(message: MessageFacts, place: DestinationFacts, upload: Upload, where: str) -> Found:
-    """A claim that waits for its rescue: by any live worker that knows the destination."""
+    """A claim that waits for its rescue: by a live worker that serves the destination."""
     worker, now = upload.worker, place.when.now
     if worker is None:
         sentence = f"{message} is claimed by worker {upload.worker_id}, which has no row, {where}"
@@ -150,13 +185,19 @@ def _abandoned(message: MessageFacts, place: DestinationFacts, upload: Upload, w
     else:
         silence = f"which has not beaten for {in_words(now - worker.beat_at)}"
         sentence = f"{message} is claimed by {worker}, {silence}, {where}"
-    if not place.alive:
-        return found(Weight.ACT, Code.ABANDONED, sentence, "no other worker is alive to take it back; start one: outbox worker")
-    at = now + timedelta(seconds=GONE_AFTER)
-    if worker is not None and not worker.gone:
-        seen_since = max(worker.beat_at, min(each.started_at for each in place.alive))
-        at = min(at, max(now, seen_since + timedelta(seconds=GONE_AFTER)))
-    next_ = f"a live worker takes it back by then at the latest, and then it is {_after_rescue(message, place, upload)}"
+    becomes = f"and then it is {_after_rescue(message, place, upload)}"
+    if place.locked:
+        next_ = f"a worker of {place.name} that is alive takes it back when it can write, {becomes}"
+        return found(Weight.WAIT, Code.ABANDONED, sentence, next_)
+    if not place.serving:
+        next_ = f"there is no worker of {place.name} to take it back; start one: outbox worker"
+        return found(Weight.ACT, Code.ABANDONED, sentence, next_)
+    if worker is None or worker.gone:
+        at = now + timedelta(seconds=GONE_AFTER)  # at the latest: what the gone leave behind is looked for all the time
+    else:
+        seen = [(min(now, max(worker.beat_at, each.started_at)), each.patience) for each in place.serving]
+        at = max(now, min(since + timedelta(seconds=patience) for since, patience in seen))
+    next_ = f"a live worker takes it back by then at the latest, {becomes}"
     return found(Weight.WAIT, Code.ABANDONED, sentence, next_, at)
 
 
@@ -177,16 +218,16 @@ def _of_its_files(message: MessageFacts) -> Iterator[Found]:
     dies = "the next try finds that out, and then it is dead (file_missing); "
     if len(message.attached) != message.files:
         sentence = f"{message} has {len(message.attached)} of its {message.files} files: it was committed half enqueued"
-        yield found(Weight.ACT, Code.ATTACHMENTS, sentence, dies + "enqueue it again, with all of them")
+        yield found(Weight.ACT, Code.ATTACHMENTS, sentence, f"{dies}{_AGAIN}, with all of them")
     for each in message.attached:
         file = f"file {each.name!r} of {message}"
         if each.unreadable is not None:
             next_ = "until it can be, tries fail and the destination is left alone between them; mount the spool"
             yield found(Weight.ACT, Code.SPOOL, f"{file} cannot be looked at: {each.unreadable}", next_)
         elif each.missing and each.freed_at is not None:
-            yield found(Weight.ACT, Code.FILE_FREED, f"{file} was freed at {at_time(each.freed_at)}", dies + "enqueue it again")
+            yield found(Weight.ACT, Code.FILE_FREED, f"{file} was freed at {at_time(each.freed_at)}", dies + _AGAIN)
         elif each.missing:
-            next_ = dies + f"put {each.spooled} back into the spool before, or enqueue it again"
+            next_ = dies + f"put {each.spooled} back into the spool before, or {_AGAIN}"
             yield found(Weight.ACT, Code.FILE_MISSING, f"{file} is missing from the spool", next_)
         elif each.changed is not None:
             next_ = "the next try finds that out, and then it is dead (file_changed); put the bytes back that were enqueued"
@@ -288,7 +329,8 @@ def _of_its_company(message: MessageFacts, place: DestinationFacts) -> Iterator[
     why = _why_apart(message.last_with_others or message.last)
     if message.batch_limit == 1:
         sentence = f"{message} travels alone: {why}"
-        yield found(Weight.NOTE, Code.ALONE, sentence, "its own answer decides: delivered, or dead if it is refused again")
+        next_ = f"its own answer decides: it is delivered, or if it is refused, it {if_refused(place, 'is dead')}"
+        yield found(Weight.NOTE, Code.ALONE, sentence, next_)
     else:
         sentence = f"{message} travels in at most {message.batch_limit} with its like: {why}"
         next_ = "they are halved again if they are refused, until the guilty one is found"

@@ -10,22 +10,27 @@ from outbox.explaining.words import at_time, brief
 from outbox.timekeeping import plausible
 
 
-def of_schema(words: str, *, newer: bool) -> Found:
-    """The database is not the one of this code; `words` say so."""
-    next_ = (
-        "no worker of this version starts until durable-outbox is upgraded here; newer ones go on"
-        if newer
-        else "no worker of this version starts until then; if an older one works in it already, that one goes on"
-    )
+def of_schema(words: str, revision: str | None, newest: str) -> Found:
+    """The database is not the one of this code, or there is none; `words` say so. `revision` is its own, if it has one."""
+    if revision is None:
+        next_ = (
+            "nothing is enqueued or sent until there is one: no worker starts before that, and one that worked in it cannot go "
+            "on; start it again then"
+        )
+    elif revision > newest:
+        next_ = "no worker of this version starts until durable-outbox is upgraded here; newer ones go on"
+    else:
+        next_ = "no worker of this version starts until then; if an older one works in it already, that one goes on"
     return found(Weight.ACT, Code.SCHEMA, words, next_)
 
 
-def of_database(words: str) -> Found:
-    """The database cannot be asked; `words` say why."""
-    next_ = (
-        "nothing moves until it can be read: a worker that runs tries again by itself, or ends if the database is damaged, and "
-        "none can be started; see: outbox doctor"
-    )
+def of_database(words: str, *, lost: bool = False) -> Found:
+    """The database cannot be asked; `words` say why. `lost`: it is damaged, or another one or none is in its place."""
+    if lost:
+        goes_on = "a whole one is there again: a worker that runs ends"
+    else:
+        goes_on = "it can be read: a worker that runs tries again by itself, or ends if the database is damaged"
+    next_ = f"nothing moves until {goes_on}, and none can be started; see: outbox doctor"
     # What follows is for programmers: the driver's hints, and where SQLAlchemy explains its errors.
     said = words.partition("\n")[0].partition(" (Background on")[0]
     return found(Weight.ACT, Code.DATABASE, brief(said), next_)
@@ -46,7 +51,7 @@ def of_several(word: str, meanings: list[str]) -> Found:
     return found(Weight.FIRST, Code.AMBIGUOUS, sentence, next_)
 
 
-def of_room(words: str) -> Found:
-    """The quota, a disk or the database is full; `words` say which."""
-    next_ = "new messages are refused until there is room, and then taken by themselves; what is here goes on being delivered"
+def of_room(words: str, refused: str) -> Found:
+    """The quota, a disk or the database is full; `words` say which, and `refused` which messages do not come in."""
+    next_ = f"{refused} are refused until there is room, and then taken by themselves; what is here goes on being delivered"
     return found(Weight.FIRST, Code.DISK_FULL, brief(words), next_)

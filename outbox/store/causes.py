@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, select, tuple_
 
@@ -41,26 +41,37 @@ from outbox.tables import (
 from outbox.timekeeping import When
 
 
+class Named(NamedTuple):
+    """A message that a word may mean."""
+
+    id: int
+    key: str
+    destination: str
+    state: str
+
+
 def names(connection: Connection) -> list[str]:
     """Every destination that has a row or a message."""
     with_row = connection.execute(select(destination.c.name)).scalars()
     return sorted({*with_row, *looking.destinations_of_messages(connection)})
 
 
-def named(connection: Connection, word: str, among: Collection[str]) -> list[tuple[int, str, str]]:
-    """Id, key and destination of the messages that a word may mean: by id, and by key in these destinations."""
-    columns = (message.c.id, message.c.key, message.c.destination)
-    found: dict[int, tuple[int, str, str]] = {}
+def named(connection: Connection, word: str, among: Collection[str]) -> list[Named]:
+    """The messages that a word may mean: by id, and by key in these destinations."""
+    columns = [message.c[name] for name in Named._fields]
+    found: dict[int, Named] = {}
     if word.isascii() and word.isdigit() and len(word) < 19:
         by_id = select(*columns).where(message.c.id == int(word), message.c.destination.in_(among))
-        found |= {row.id: (row.id, row.key, row.destination) for row in connection.execute(by_id)}
+        found |= {row.id: Named(*row) for row in connection.execute(by_id)}
     for name in among:  # one by one: it is the pair that the index is on
         by_key = select(*columns).where(message.c.destination == name, message.c.key == word)
-        found |= {row.id: (row.id, row.key, row.destination) for row in connection.execute(by_key)}
+        found |= {row.id: Named(*row) for row in connection.execute(by_key)}
     return list(found.values())
 
 
-def destination_facts(connection: Connection, name: str, policy: Policy, when: When, *, declared: bool) -> DestinationFacts:
+def destination_facts(
+    connection: Connection, name: str, policy: Policy, when: When, *, declared: bool, locked: bool = False
+) -> DestinationFacts:
     """Everything about a destination that can hold a message up."""
     standing = breaker.standing(connection, name)
     words = (destination.c.stop_text, destination.c.stopped_by, destination.c.stopped_at)
@@ -78,7 +89,7 @@ def destination_facts(connection: Connection, name: str, policy: Policy, when: W
         stop_text=row.stop_text if row else None,
         stopped_by=row.stopped_by if row else None,
         stopped_at=row.stopped_at if row else None,
-        last_failure=_last_failure(connection, name),
+        last_failure=last_failure(connection, name),
         traffic=breaker.traffic(connection, name),
         probe=_probe(connection, name),
         workers=tuple(_workers(connection, worker.c.gone.is_(False))),
@@ -89,6 +100,7 @@ def destination_facts(connection: Connection, name: str, policy: Policy, when: W
         blocked_keys=_bounded(connection, select(head.c.stream_id).where(*_held_up(name))),
         paused_keys=_bounded(connection, pausing.keys_of(name)),
         paused=tuple(pausing.of_destination(connection, name, _NAMED)),
+        locked=locked,
     )
 
 
@@ -121,7 +133,7 @@ _NAMED = 3
 _TOLD = tuple(name for name in MessageFacts.__dataclass_fields__ if name in message.c)
 
 
-def _last_failure(connection: Connection, name: str) -> Answered | None:
+def last_failure(connection: Connection, name: str) -> Answered | None:
     """What became of the last upload that the destination may have been charged for."""
     last: list[int] = []
     for outcome in (Outcome.RETRY, Outcome.UNKNOWN, Outcome.NOT_SENT):  # one by one: the index has them apart

@@ -15,8 +15,10 @@ import sqlalchemy as sa
 from outbox import DirectorySpool, Lane, NoSuchMessage, Outbox, Reason, Selection, State, UnknownDestination
 from outbox.database import Database
 from outbox.model import Outcome
+from outbox.patience import Breaker
+from outbox.policy import SILENT_AFTER
 from outbox.store import breaker, listing, living, looking, recording
-from outbox.tables import delivery, file, message, share, stream
+from outbox.tables import delivery, file, message, share, stream, worker
 from outbox.verdict import Facts
 from outbox.views import time_to_full
 from tests.factories import (
@@ -469,6 +471,32 @@ def test_status_knows_declared_destinations_and_those_that_there_is_anything_of(
     assert (3, 30) == (status.destinations["sent"].delivered_last_hour, status.destinations["sent"].delivered_bytes_last_hour)
     assert (2, 7, 3, 30) == tuple(getattr(status.last_hour, name) for name in status.last_hour.__slots__)
     assert (NOW, 0) == (status.at, status.workers)
+
+
+def test_a_worker_that_was_killed_is_silent_and_not_counted_though_nobody_declared_it_gone(
+    outbox: Outbox, database: Database
+) -> None:
+    with database.begin() as connection:
+        join(connection, "alive", "killed", "ended")
+        living.leave(connection, "ended")
+        long_ago = NOW - timedelta(seconds=SILENT_AFTER + 1)
+        connection.execute(sa.update(worker).where(worker.c.id == "killed").values(beat_at=long_ago))
+
+    assert 1 == outbox.status().workers
+    assert {"alive": False, "killed": True} == {each.id: each.silent for each in outbox.workers()}
+    assert not any(each.silent for each in outbox.workers(gone=True) if each.gone)
+
+
+def test_an_open_breaker_is_shown_with_the_last_failure(outbox: Outbox, database: Database) -> None:
+    with database.begin() as connection:
+        add_delivery(connection, outcome=Outcome.RETRY, status=503, text="for repairs")
+        add_delivery(connection)
+        breaker.declare(connection, ["enos"])
+    quiet = outbox.status().destinations["enos"].last_failure
+    with database.begin() as connection:
+        breaker.move(connection, "enos", Breaker(), Breaker(5, NOW + MINUTE), NOW)
+
+    assert (None, "HTTP 503: for repairs") == (quiet, outbox.status().destinations["enos"].last_failure)
 
 
 def test_the_views_only_read(outbox: Outbox, enqueue: Callable[..., int], statements_of: Callable[[Outbox], list[str]]) -> None:

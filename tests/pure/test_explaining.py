@@ -24,7 +24,7 @@ from outbox.explaining.words import COUNTED, brief, counted, nth
 from outbox.limits import Bucket, Learned, Traffic
 from outbox.model import Lane, Outcome, Reason, State
 from outbox.patience import Breaker, Stop
-from outbox.policy import Policy
+from outbox.policy import GONE_AFTER, Policy
 from outbox.timekeeping import When
 from tests.pure.making import NOW, seconds
 
@@ -193,7 +193,7 @@ def test_an_upload_whose_time_is_over_waits_for_its_worker() -> None:
 
     cause, probe = the(Code.CLAIMED, of_message(claimed, place())), the(Code.PROBE, of_message(a_message(), probing))
 
-    assert cause.next.startswith("its time is over, and its worker records that as soon as it can; ")
+    assert cause.next.startswith("its time is over, unless a token had to be asked for meanwhile; ")
     assert ("nothing else goes before its worker has recorded what became of it", None) == (probe.next, probe.at)
     assert cause.at is None
 
@@ -204,7 +204,7 @@ def test_a_probe_whose_worker_is_gone_does_not_hold_the_next_for_long() -> None:
 
     cause = the(Code.PROBE, of_message(a_message(), probing))
 
-    assert "its worker is gone: another takes it back, and the next probe may begin" == cause.next
+    assert "its worker is gone: when another has taken it back, the next probe may begin" == cause.next
 
 
 def test_a_delivery_without_a_row_is_no_crash() -> None:
@@ -224,6 +224,29 @@ def test_a_silent_worker_beside_a_live_one_is_not_worth_a_word() -> None:
     dead = replace(WORKER, id="w0", beat_at=NOW - seconds(600))
 
     assert [Code.READY] == codes(of_message(a_message(), place(workers=(dead, WORKER))))
+
+
+@pytest.mark.parametrize("workers", [(), (replace(WORKER, serves="other"),), (replace(WORKER, beat_at=NOW - seconds(600)),)])
+def test_while_nobody_can_write_no_worker_is_said_to_be_missing(workers: tuple[WorkerSeen, ...]) -> None:
+    held = place(workers=workers, locked=True)
+
+    assert [Code.LOCKED] == codes(of_message(a_message(), held)) == codes(of_destination(held))
+    assert Code.LOCKED not in codes(of_message(a_message(), replace(held, locked=False)))
+
+
+def test_a_worker_of_an_older_version_is_as_patient_as_usual() -> None:
+    assert [GONE_AFTER, 40.0] == [replace(WORKER, gone_after=each).patience for each in (None, 40.0)]
+
+
+def test_a_worker_that_was_asked_to_stop_is_not_counted_on_to_take_a_claim_back() -> None:
+    silent = replace(WORKER, id="w0", beat_at=NOW - seconds(600))
+    claimed = a_message(state=State.CLAIMED, claimed_by="w0", upload=replace(UPLOAD, worker_id="w0", worker=silent))
+
+    stopping = the(Code.ABANDONED, of_message(claimed, place(workers=(silent, replace(WORKER, stop_asked=True)))))
+    serving = the(Code.ABANDONED, of_message(claimed, place(workers=(silent, WORKER))))
+
+    assert ("there is no worker of enos to take it back; start one: outbox worker", None) == (stopping.next, stopping.at)
+    assert NOW == serving.at
 
 
 @pytest.mark.parametrize(
@@ -272,6 +295,16 @@ def test_why_it_travels_alone(last: Answered | None, words: str) -> None:
     cause = the(Code.ALONE, of_message(a_message(batch_limit=1, last_with_others=last), place()))
 
     assert words in cause.sentence
+
+
+def test_what_is_too_large_stays_while_the_destination_refuses_everything() -> None:
+    taught = place(learned=Learned(50, NOW))
+    streak = replace(taught, breaker=Breaker(stop=Stop.REJECT_STREAK, reject_streak=20, open_until=NOW + seconds(9)))
+
+    dies, stays = (the(Code.TOO_LARGE, of_message(a_message(), each)) for each in (taught, streak))
+
+    assert "it goes alone; if that is refused too, it is dead (too_large)" == dies.next
+    assert stays.next.endswith("it stays: none dies of that while enos refuses one message after the other")
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 11, 12, 13, 21, 22, 101, 111])

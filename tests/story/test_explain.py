@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from outbox import Lane, NoSuchMessage, Outbox, Policy, State, migrate
-from outbox.errors import OutOfRoom
+from outbox import Lane, NoSuchMessage, Outbox, Policy, Retention, State, Token, migrate
+from outbox.errors import DatabaseDamaged, OutOfRoom, SchemaError
 from outbox.explaining import Cause, Code
-from outbox.explaining.facts import SILENT_AFTER
 from outbox.explaining.words import COUNTED
 from outbox.model import Reason, Selection
+from outbox.policy import GONE_AFTER, SILENT_AFTER
+from outbox.presence import Presence
 from outbox.store import living
 from outbox.tables import attachment, delivery, file, message, metadata, worker
 from outbox.testing import Answer, HangUp, Hold, Receiver, Status
 from tests.factories import an_outbox, column, enos, event, message_values, reasons, states
-from tests.story.conftest import ROOT, Hand, Place
+from tests.story.conftest import ROOT, Hand, Place, eventually
 
 HERE = f"on {socket.gethostname()} (pid {os.getpid()})"
 
@@ -74,8 +76,15 @@ def spooled_file(place: Place) -> Path:
 @contextmanager
 def sending(place: Place, hand: Hand, *lanes: str) -> Iterator[None]:
     """While this is entered, a turn's upload is under way: the receiver holds its answer."""
-    held = place.receiver.held
     place.receiver.misbehave(Hold())
+    with taking_its_turn(place, hand, *lanes):
+        yield
+
+
+@contextmanager
+def taking_its_turn(place: Place, hand: Hand, *lanes: str) -> Iterator[None]:
+    """While this is entered, a turn goes on that the receiver was told to hold."""
+    held = place.receiver.held
     thread = threading.Thread(target=hand.turn, args=lanes)
     thread.start()
     try:
@@ -98,9 +107,9 @@ def test_nothing_stands_in_the_way_of_what_goes_with_the_next_turn(place: Place)
     causes, of_all = outbox.explain(number), outbox.explain("enos")
 
     message_goes = f"nothing stands in the way of message {number}: it goes with the next turn"
-    assert [Cause(Code.READY, message_goes, "a worker of enos looks again within 0.5 s")] == causes
+    assert [Cause(Code.READY, message_goes, "a worker of enos takes it at its next look")] == causes
     all_goes = "nothing stands in the way of enos: what is due goes with the next turn"
-    assert [Cause(Code.READY, all_goes, "a worker looks again within 0.5 s")] == of_all
+    assert [Cause(Code.READY, all_goes, "a worker takes it at its next look")] == of_all
     assert hand.turn()
     place.check()
 
@@ -132,24 +141,72 @@ def test_what_waits_in_streams_and_shares_is_due_for_the_destination_too(place: 
     assert (Code.IDLE, later) == (cause.code, cause.at)
 
 
+@pytest.mark.parametrize(
+    ("hold", "code"),
+    [
+        (lambda hand: hand.outbox.pause("enos", "maintenance", "ann"), Code.PAUSED),
+        (lambda hand: hand.presence.leave(), Code.NO_WORKER),
+    ],
+)
+def test_what_is_enqueued_does_not_go_at_once_where_something_holds_it_up(
+    place: Place, hold: Callable[[Hand], object], code: Code
+) -> None:
+    outbox = place.outbox(clock=place.clock)
+    hold(place.hand(outbox))
+
+    causes = outbox.explain("enos")
+    place.enqueue(outbox, "a", due_at=at(place, hours=1))
+    later = outbox.explain("enos")
+
+    idle = Cause(Code.IDLE, "nothing is due for enos", "what is enqueued waits for what holds enos up")
+    assert (code, [idle]) == (causes[0].code, causes[1:])
+    idle = Cause(Code.IDLE, "nothing is due for enos", "the next message is due then", at(place, hours=1))
+    assert (code, [idle]) == (later[0].code, later[1:])
+
+
 # Final
 
 
-def test_a_delivered_and_a_cancelled_message_say_when(place: Place) -> None:
-    outbox = place.outbox(clock=place.clock)
+def over(place: Place, retention: Retention) -> tuple[Outbox, int, int]:
+    """A message that was delivered, and one that was cancelled."""
+    outbox = place.outbox(clock=place.clock, retention=retention)
     hand = place.hand(outbox)
     gone = place.enqueue(outbox, "a")
     hand.turn()
     kept = place.enqueue(outbox, "b")
     outbox.cancel(Selection(ids=(kept,)), by="ann")
+    return outbox, gone, kept
 
-    when = told(place.clock.wall)
+
+def test_a_delivered_and_a_cancelled_message_say_when_and_for_how_long_they_are_kept(place: Place) -> None:
+    outbox, gone, kept = over(place, Retention(delivered=timedelta(days=3), cancelled=timedelta(days=5)))
+    when, soon, later = told(place.clock.wall), at(place, days=3), at(place, days=5)
+
+    delivered, cancelled = outbox.explain("a"), outbox.explain("b")
+
+    next_ = "nothing more: it is kept until then and purged soon after, or before if room runs short"
+    assert [Cause(Code.DELIVERED, f"message {gone} was delivered at {when}", next_, soon)] == delivered
+    next_ = f"nothing more: it is kept until then and purged soon after; to send it after all: outbox replay {kept}"
+    assert [Cause(Code.CANCELLED, f"message {kept} was cancelled by a person at {when}", next_, later)] == cancelled
+    for instant, key in ((soon, "a"), (later, "b")):
+        place.clock.move((instant - place.clock.wall).total_seconds() - 1)
+        outbox.care.tidy()
+        assert key in states(place.database)
+        place.clock.move(2)
+        outbox.care.tidy()
+        assert key not in states(place.database)
+
+
+def test_a_message_that_is_kept_for_ever_says_so(place: Place) -> None:
+    outbox, _, kept = over(place, Retention(delivered=None, cancelled=None))
 
     (delivered,), (cancelled,) = outbox.explain("a"), outbox.explain("b")
-    assert (Code.DELIVERED, f"message {gone} was delivered at {when}") == (delivered.code, delivered.sentence)
-    assert delivered.next == "nothing more: it is kept for a while and then purged"
-    assert (Code.CANCELLED, f"message {kept} was cancelled by a person at {when}") == (cancelled.code, cancelled.sentence)
-    assert cancelled.next == f"nothing more; to send it after all: outbox replay {kept}"
+
+    assert ("nothing more: it is kept for ever", None) == (delivered.next, delivered.at)
+    assert (f"nothing more: it is kept for ever; to send it after all: outbox replay {kept}", None) == (
+        cancelled.next,
+        cancelled.at,
+    )
 
 
 def die(place: Place, reason: Reason) -> tuple[Outbox, int]:
@@ -218,7 +275,8 @@ def test_a_dead_message_whose_file_was_freed_cannot_be_replayed_and_says_so(plac
 
     (cause,) = outbox.explain(number)
 
-    assert cause.next == "nothing by itself, and it cannot be replayed, since its file 'photo' was freed; enqueue it again"
+    why = "it cannot be replayed, since its file 'photo' was freed; enqueue it again under another key"
+    assert cause.next == f"nothing by itself, and {why}"
     assert 0 == outbox.replay(Selection(ids=(number,)), by="ann")
 
 
@@ -347,12 +405,65 @@ def test_a_message_on_its_way_says_by_whom_since_when_with_how_many_and_until_wh
         f"in delivery {number}, with 2 others"
     )
     assert cause.next == (
-        "its answer settles it, at the latest then the upload is given up; "
-        "should its worker die, another takes it back within 15 s"
+        "its answer settles it; without one the upload is given up then, or later if a token had to be asked for meanwhile; "
+        "should its worker die, another must be started, which takes it back after 15 s"
     )
     assert began + timedelta(seconds=60 + size / 1024) == cause.at
     assert busy[0].sentence == "nothing is due for enos; 1 upload is under way"
     assert {State.DELIVERED} == set(states(place.database).values())
+
+
+def test_an_upload_that_waits_for_its_token_may_outlive_its_time(place: Place) -> None:
+    token = Token(place.receiver.token_url, "app-key", "app-secret", allow_plain_http=True)
+    outbox = place.outbox(Policy(send_base=60), clock=place.clock, token=token)
+    hand = place.hand(outbox)
+    place.enqueue(outbox, "a")
+    place.receiver.misbehave_for_tokens(Hold())
+
+    with taking_its_turn(place, hand):
+        before = the(Code.CLAIMED, outbox.explain("a"))
+        assert before.at is not None
+        place.clock.move((before.at - place.clock.wall).total_seconds())
+        after = the(Code.CLAIMED, outbox.explain("a"))
+        begun = place.receiver.begun
+
+    assert "without one the upload is given up then, or later if a token had to be asked for meanwhile; " in before.next
+    assert after.next.startswith(
+        "its time is over, unless a token had to be asked for meanwhile; its worker records what became of it as soon as it can"
+    )
+    assert (0, None) == (begun, after.at)
+    assert {"a": State.DELIVERED} == states(place.database)
+
+
+def a_worker(outbox: Outbox, serves: str = "enos", gone_after: float = GONE_AFTER) -> Hand:
+    """One that says what it serves, and how patient it is."""
+    hand = Hand(outbox)
+    hand.presence.leave()
+    hand.presence = Presence(outbox.database, outbox.ambient, gone_after, [serves])
+    hand.presence.arrive()
+    return hand
+
+
+def without_enos(place: Place) -> Outbox:
+    """An outbox of another destination in the same database."""
+    place._outboxes.append(
+        an_outbox(place.url, place.spool, enos(place.receiver.url, name="other"), ambient=place.clock.ambient)
+    )
+    return place._outboxes[-1]
+
+
+def test_a_claim_is_taken_back_by_the_least_patient_of_the_others_that_serve_its_destination(place: Place) -> None:
+    outbox = place.outbox(clock=place.clock)
+    hand = a_worker(outbox, gone_after=5)
+    a_worker(outbox, gone_after=600)
+    a_worker(outbox, gone_after=40)
+    a_worker(without_enos(place), "other", gone_after=1)
+    place.enqueue(outbox, "a")
+
+    with sending(place, hand):
+        cause = the(Code.CLAIMED, outbox.explain("a"))
+
+    assert cause.next.endswith("; should its worker die, another takes it back within 40 s")
 
 
 def claimed_by_another(place: Place, outbox: Outbox) -> Hand:
@@ -409,7 +520,7 @@ def test_a_claim_of_a_worker_without_a_row_is_rescued_too(place: Place) -> None:
     rescued = the(Code.ABANDONED, outbox.explain("a"))
 
     assert f"is claimed by worker {lost.presence.id}, which has no row, since " in alone.sentence
-    assert (alone.next, alone.at) == ("no other worker is alive to take it back; start one: outbox worker", None)
+    assert (alone.next, alone.at) == ("there is no worker of enos to take it back; start one: outbox worker", None)
     assert at(place, seconds=15) == rescued.at
 
 
@@ -430,6 +541,45 @@ def test_a_claim_of_a_silent_worker_is_rescued_when_another_has_watched_it_for_l
         place.clock.move(0.5)
         hand.presence.beat()
     assert 1 == hand.dispatcher.rescue()
+
+
+def test_a_claim_of_a_silent_worker_waits_as_long_as_the_least_patient_of_the_others(place: Place) -> None:
+    outbox = place.outbox(clock=place.clock)
+    number = place.enqueue(outbox, "a")
+    claimed_by_another(place, outbox)
+    place.clock.move(SILENT_AFTER + 5)
+    hand = a_worker(outbox, gone_after=30)
+    a_worker(outbox, gone_after=600)
+
+    cause = the(Code.ABANDONED, outbox.explain(number))
+
+    assert at(place, seconds=30) == cause.at
+    while not hand.presence.look():
+        assert place.clock.wall < cause.at
+        place.clock.move(1)
+        hand.presence.beat()
+    assert place.clock.wall == cause.at
+    assert 1 == hand.dispatcher.rescue()
+
+
+def test_a_claim_is_not_taken_back_by_a_worker_that_does_not_know_the_destination(place: Place) -> None:
+    outbox = place.outbox(clock=place.clock)
+    place.enqueue(outbox, "a")
+    silent = claimed_by_another(place, outbox)
+    place.clock.move(SILENT_AFTER + 5)
+    stranger = a_worker(without_enos(place), "other")
+
+    causes = outbox.explain("a")
+    while not stranger.presence.look():
+        place.clock.move(1)
+        stranger.presence.beat()
+    rescued, gone = stranger.dispatcher.rescue(), outbox.explain("a")
+
+    next_ = "there is no worker of enos to take it back; start one: outbox worker"
+    assert [(Code.ABANDONED, next_, None)] == [(each.code, each.next, each.at) for each in causes]
+    assert f"worker {silent.presence.id} {HERE}, which has not beaten for " in causes[0].sentence
+    assert (0, next_, None) == (rescued, gone[0].next, gone[0].at)
+    assert 1 == a_worker(outbox).dispatcher.rescue()
 
 
 @pytest.mark.long
@@ -458,7 +608,7 @@ def test_a_worker_that_was_killed_leaves_a_suspect_and_no_two_suspects_travel_at
 
     assert f"(pid {process._popen.pid}) since" in the(Code.CLAIMED, before).sentence
     assert [Code.ABANDONED] == codes(killed)
-    assert killed[0].next == "no other worker is alive to take it back; start one: outbox worker"
+    assert killed[0].next == "there is no worker of enos to take it back; start one: outbox worker"
     suspect = the(Code.SUSPECT, after)
     assert suspect.sentence == f"message {number} travels alone: a worker died while it was being sent alone"
     assert "past 5 tries without an answer it is dead (outcome_unknown)" in suspect.next
@@ -578,10 +728,36 @@ def test_a_message_that_was_refused_with_others_says_with_how_many_it_may_travel
     assert the(Code.ALONE, alone) == Cause(
         Code.ALONE,
         f"message {numbers[0]} travels alone: the request that carried it with 1 other {refused}",
-        "its own answer decides: delivered, or dead if it is refused again",
+        "its own answer decides: it is delivered, or if it is refused, it is dead",
     )
     hand.turn_while_it_moves()
     assert {"m0": Reason.REJECTED} == reasons(place.database)
+
+
+def test_a_message_that_is_refused_alone_stays_while_the_destination_refuses_everything(place: Place) -> None:
+    outbox = place.outbox(Policy(reject_streak=2, batch_messages=1), clock=place.clock)
+    hand = place.hand(outbox)
+    place.receiver.refuse(lambda _: True, 99404, "no such device")
+    numbers = many(place, outbox, 3)
+    hand.turn_while_it_moves()
+    dead = {"m0": Reason.REJECTED, "m1": Reason.REJECTED}
+
+    def probe() -> None:
+        place.clock.move(minutes=15)
+        hand.presence.beat()
+        assert hand.turn()
+        assert dead == reasons(place.database)
+
+    probe()
+    alone = the(Code.ALONE, outbox.explain(numbers[2]))
+    probe()
+
+    assert alone == Cause(
+        Code.ALONE,
+        f"message {numbers[2]} travels alone: the request that carried it was refused (HTTP 200, code 99404: no such device)",
+        "its own answer decides: it is delivered, or if it is refused, it stays: none dies of that while enos refuses one "
+        "message after the other",
+    )
 
 
 def test_a_size_that_the_destination_taught_us_is_told_with_when_it_is_forgotten(database_url: str, tmp_path: Path) -> None:
@@ -768,7 +944,8 @@ def test_a_probe_under_way_is_what_the_others_wait_for(place: Place) -> None:
     assert Cause(
         Code.PROBE,
         f"a probe of enos is under way since {told(until)}, sent by worker {hand.presence.id} {HERE}",
-        "nothing else goes before it ends, at the latest then; if it is delivered, the others go",
+        "nothing else goes before it ends; without an answer it is given up then, or later if a token had to be asked for "
+        "meanwhile; if it is delivered, the others go",
         ends,
     ) == the(Code.PROBE, others)
     assert the(Code.BREAKER, others).next == "the answer to the probe that is under way decides"
@@ -1147,6 +1324,12 @@ def another_schema(place: Place, version: str) -> Iterator[None]:
         change(place, versions, version_num=migrate.newest())
 
 
+UNTIL_THERE_IS_ONE = (
+    "nothing is enqueued or sent until there is one: no worker starts before that, and one that worked in it cannot go on; "
+    "start it again then"
+)
+
+
 def test_no_database_and_one_that_was_never_migrated_are_causes(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     outbox = an_outbox(f"sqlite:///{path}", tmp_path / "spool")
@@ -1158,7 +1341,109 @@ def test_no_database_and_one_that_was_never_migrated_are_causes(tmp_path: Path) 
 
     assert missing.sentence.startswith(f"there is no database {path}; if there was one, look first whether its disk is mounted")
     assert empty.sentence == "the database has no outbox schema yet; run: outbox db upgrade"
-    assert [Code.SCHEMA, Code.SCHEMA] == [missing.code, empty.code]
+    assert [(Code.SCHEMA, UNTIL_THERE_IS_ONE)] * 2 == [(each.code, each.next) for each in (missing, empty)]
+
+
+def test_a_database_that_was_deleted_ends_its_worker_and_lets_none_start(sqlite_place: Place) -> None:
+    place = sqlite_place
+    outbox = place.outbox(clock=place.clock)
+    hand = place.hand(outbox)
+    number = place.enqueue(outbox, "a")
+    assert place.database.path is not None
+    place.database.path.unlink()
+
+    (missing,), (deleted,) = place.outbox().explain(number), outbox.explain(number)
+
+    assert (Code.SCHEMA, UNTIL_THERE_IS_ONE, None) == (missing.code, missing.next, missing.at)
+    assert missing.sentence.startswith(f"there is no database {place.database.path}; if there was one, look first whether ")
+    assert "was deleted or replaced while it was in use" in deleted.sentence
+    assert (Code.DATABASE, None) == (deleted.code, deleted.at)
+    assert deleted.next == (
+        "nothing moves until a whole one is there again: a worker that runs ends, and none can be started; see: outbox doctor"
+    )
+    with pytest.raises(DatabaseDamaged):
+        hand.turn()
+    with pytest.raises(SchemaError):
+        place.hand(place.outbox())
+
+
+@contextmanager
+def locked(place: Place) -> Iterator[None]:
+    """Meanwhile somebody has SQLite's write lock."""
+    with closing(sqlite3.connect(str(place.database.path), isolation_level=None)) as somebody:
+        somebody.execute("BEGIN IMMEDIATE")
+        yield
+        somebody.execute("ROLLBACK")
+
+
+def test_somebody_who_keeps_the_write_lock_is_told_and_no_worker_is_said_to_have_died_of_it(
+    sqlite_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.why._PATIENCE", 0.05)
+    place = sqlite_place
+    outbox = place.outbox(clock=place.clock)
+    hand = place.hand(outbox)
+    place.enqueue(outbox, "delivered")
+    hand.turn()
+    place.enqueue(outbox, "claimed")
+    claimed_by_another(place, outbox)
+    place.enqueue(outbox, "due")
+    connections: Any = outbox.database.engine.pool
+
+    with locked(place):
+        place.clock.move(minutes=5)
+        beating = threading.Thread(target=hand.presence.beat)
+        beating.start()
+        eventually(connections.checkedout)  # it waits, with the only connection of ours that writes
+        due, claimed, of_all, delivered = (outbox.explain(word) for word in ("due", "claimed", "enos", "delivered"))
+    beating.join(20)
+
+    expected = Cause(
+        Code.LOCKED,
+        "somebody holds the write lock of the database: nobody else can claim, record or enqueue anything",
+        "whoever waits goes on by itself as soon as that transaction ends, and what else is said holds from then on; if it "
+        "does not end, find the program that has the file open, and end that",
+    )
+    assert [expected] == due == of_all
+    assert (expected, Code.CLAIMED) == (claimed[0], claimed[1].code)
+    assert [Code.DELIVERED] == codes(delivered)
+    assert [Code.READY] == codes(outbox.explain("due"))
+    assert [Code.ABANDONED] == codes(outbox.explain("claimed"))
+
+
+def test_whoever_may_only_read_a_database_is_told_all_the_same(sqlite_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = sqlite_place.outbox(clock=sqlite_place.clock)
+    sqlite_place.hand(outbox)
+    sqlite_place.enqueue(outbox, "a")
+
+    def refused_by_sqlite(*_: object) -> bool:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr("outbox.database.comes_free", refused_by_sqlite)
+
+    assert [Code.READY] == codes(outbox.explain("a"))
+
+
+def test_a_claim_that_was_left_behind_is_taken_back_when_somebody_lets_go_of_the_write_lock(
+    sqlite_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.why._PATIENCE", 0.05)
+    place = sqlite_place
+    outbox = place.outbox(clock=place.clock)
+    place.enqueue(outbox, "a")
+    gone = claimed_by_another(place, outbox)
+    gone.presence.leave()
+    hand = place.hand(outbox)
+
+    with locked(place):
+        causes = outbox.explain("a")
+
+    assert [Code.LOCKED, Code.ABANDONED] == codes(causes)
+    assert causes[1].next == (
+        "a worker of enos that is alive takes it back when it can write, and then it is pending again, to travel alone"
+    )
+    assert causes[1].at is None
+    assert 1 == hand.dispatcher.rescue()
 
 
 def test_a_database_that_cannot_be_read_is_a_cause(tmp_path: Path) -> None:
@@ -1176,6 +1461,10 @@ def test_a_database_that_cannot_be_read_is_a_cause(tmp_path: Path) -> None:
     assert f"the database {path} is damaged (file is not a database)" in no_database.sentence
 
 
+def refused(which: str) -> str:
+    return f"{which} are refused until there is room, and then taken by themselves; what is here goes on being delivered"
+
+
 def test_a_spool_that_is_full_says_who_is_refused_and_until_when(place: Place) -> None:
     outbox = place.outbox(quota=100, reserve=0, clock=place.clock)
     hand = place.hand(outbox)
@@ -1185,12 +1474,43 @@ def test_a_spool_that_is_full_says_who_is_refused_and_until_when(place: Place) -
 
     assert [Code.DISK_FULL, Code.READY] == codes(causes)
     assert causes[0].sentence.startswith("the spool is full: its quota is 100 B, 0 B of it are left and 1 B were to come; ")
-    assert causes[0].next == (
-        "new messages are refused until there is room, and then taken by themselves; what is here goes on being delivered"
-    )
+    assert causes[0].next == refused("new messages with files")
     with pytest.raises(OutOfRoom):
         place.enqueue(outbox, "b", {"photo": b"x"})
+    place.enqueue(outbox, "c")
     assert hand.turn()
+    assert {"a": State.DELIVERED, "c": State.DELIVERED} == states(place.database)
+
+
+def test_a_database_that_may_have_no_more_pages_is_told(sqlite_place: Place) -> None:
+    place = sqlite_place
+    outbox = place.outbox(clock=place.clock)
+    hand = place.hand(outbox)
+    number = place.enqueue(outbox, "a")
+    pages = outbox.database.pages()
+    assert pages is not None
+    most = pages.used + 20
+    for engine in (place.engine, outbox.database.engine):
+        limit_pages(engine, most)
+
+    causes = outbox.explain(number)
+
+    assert [Code.DISK_FULL, Code.READY] == codes(causes)
+    assert causes[0].sentence.startswith(f"the database is full: it may have {most} pages (PRAGMA max_page_count), and ")
+    assert (refused("new messages"), None) == (causes[0].next, causes[0].at)
+    with pytest.raises(OutOfRoom, match="the database is full"):
+        place.enqueue(outbox, "b")
+    assert hand.turn()
+
+
+def limit_pages(engine: sa.Engine, most: int) -> None:
+    """The connections that it makes from now on may have so many pages in their database."""
+
+    @sa.event.listens_for(engine, "connect")
+    def limit(connection: Any, _record: Any) -> None:
+        connection.execute(f"PRAGMA max_page_count = {most}")
+
+    engine.dispose()
 
 
 def test_a_disk_that_is_full_is_told(place: Place) -> None:
@@ -1201,7 +1521,10 @@ def test_a_disk_that_is_full_is_told(place: Place) -> None:
     causes = outbox.explain("enos")
 
     assert [Code.DISK_FULL, Code.IDLE] == codes(causes)
-    assert causes[0].sentence.startswith("the disk of the ")
+    # Postgres has its own disk, of which nobody here knows how full it is.
+    disk, which = ("database", "new messages") if place.database.path else ("spool", "new messages with files")
+    assert causes[0].sentence.startswith(f"the disk of the {disk} is full: ")
+    assert refused(which) == causes[0].next
 
 
 # Through the terminal
