@@ -77,6 +77,7 @@ def _why(changed: Breaker, text: str | None) -> str | None:
 def _say(result: Result, seen: Breaker, changed: Breaker, words: str | None) -> None:
     about = {"destination": result.destination}
     if changed.is_open and not seen.is_open:
-        log.warning("destination %s is left alone until %s: %s", result.destination, changed.open_until, words, extra=about)
+        until = f"{changed.open_until:%Y-%m-%d %H:%M:%S}Z"
+        log.warning("destination %s is left alone until %s: %s", result.destination, until, words, extra=about)
     elif seen.is_open and not changed.is_open:
         log.warning("destination %s answers again", result.destination, extra=about)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.ambient import Ambient
+from outbox.counting import counted
 from outbox.database import Database, Pages
 from outbox.destinations.base import Destination
 from outbox.errors import OutboxError, OutOfRoom
@@ -287,7 +288,7 @@ class Care:
             still = [each.id for each in locked if (ends := self._ends(each)) is not None and ends <= now]
             purged = purging.purge(connection, still, now)
         del self._over[:_TOGETHER]
-        log.debug("%s messages were purged, %s files of theirs may go", purged.messages, purged.files)
+        log.debug("purged: %s; of theirs may go: %s", counted(purged.messages, "message"), counted(purged.files, "file"))
         return purged.messages
 
     def _look_for_messages(self, now: datetime) -> None:

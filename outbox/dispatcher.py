@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from outbox import blame
 from outbox.ambient import Ambient
 from outbox.claims import Claims, WorkerGone
+from outbox.counting import counted
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import OutboxError
@@ -327,8 +328,8 @@ class Dispatcher:
         ids = _ids_of(result)
         if lost := len(result.messages) - len(written):
             log.warning(
-                "the claim on %s messages of delivery %s was lost; their outcome (%s) is kept as late",
-                lost,
+                "the claim on %s of delivery %s was lost; their outcome (%s) is kept as late",
+                counted(lost, "message"),
                 result.delivery,
                 outcome(result.verdict),
                 extra=ids,
@@ -336,11 +337,11 @@ class Dispatcher:
         facts = result.verdict.facts
         log.log(
             logging.INFO if isinstance(result.verdict, Delivered) else logging.WARNING,
-            "%s: delivery %s to %s, %s messages%s",
+            "%s: delivery %s to %s, %s%s",
             outcome(result.verdict),
             result.delivery,
             result.destination,
-            len(result.messages),
+            counted(len(result.messages), "message"),
             f": {facts.text}" if facts.text and not isinstance(result.verdict, Delivered) else "",
             extra=ids
             | {

@@ -40,7 +40,7 @@ _LONGEST = 60
 
 def told(errors: Iterable[ErrorDetails], model: type[BaseModel], below: Sequence[str] = ()) -> str:
     """Every mistake that was found in a model's settings, or in those `below` a place in it, in one line."""
-    return "; ".join(f"{_name((*below, *each['loc']))}: {_sentence(each, model)}" for each in errors)
+    return "; ".join(f"{named((*below, *each['loc']))}: {_sentence(each, model)}" for each in errors)
 
 
 def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
@@ -57,7 +57,7 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
     return f"expected {expected}, got {_got(error['input'], repeat=kind in _HARMLESS)}"
 
 
-def _name(place: Sequence[str | int]) -> str:
+def named(place: Sequence[str | int]) -> str:
     """A setting by its path, or by its variable if it comes from the environment."""
     path = [str(step) for step in place]
     variable = f"{PREFIX}{STEP.join(path)}".upper()

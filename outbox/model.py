@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, BinaryIO
 
@@ -133,16 +133,23 @@ def require_span(since: datetime | None, until: datetime | None) -> None:
     if since is None or until is None or (since.tzinfo is None) != (until.tzinfo is None):
         return
     if since > until:
-        raise Refused(
-            [Fault("since", f"{since.isoformat(' ')} is later than until, {until.isoformat(' ')}: nothing fits both")]
-        )
+        raise Refused([Fault("since", f"{_second(since)} is later than until, {_second(until)}: nothing fits both")])
+
+
+def _second(when: datetime) -> str:
+    """An instant as tables have it."""
+    return f"{when:%Y-%m-%d %H:%M:%S}" if when.tzinfo is None else f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+#: What a database can hold: no id is larger, and no limit needs to be.
+MOST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which messages a person means: all that fit everything given, oldest first.
 
-    Raises Refused when `since` is later than `until`: no message would fit.
+    Raises Refused when `since` is later than `until`: no message would fit; and for an id or a limit of more than 2**63 - 1.
     """
 
     ids: tuple[int, ...] = ()
@@ -158,6 +165,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         require_span(self.since, self.until)
+        numbers = [("ids", each) for each in self.ids] + [("limit", self.limit or 0)]
+        if too_large := [Fault(name, f"expected at most {MOST:,}, got {each}") for name, each in numbers if abs(each) > MOST]:
+            raise Refused(too_large)
 
     @property
     def narrows(self) -> bool:

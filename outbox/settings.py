@@ -6,9 +6,11 @@ each step down. Secrets are never in the file, only where to find them: `env:NAM
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tomllib
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -22,8 +24,7 @@ from pydantic_settings import (
     SettingsError,
     TomlConfigSettingsSource,
 )
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL
 
 from outbox import faults, units
 from outbox.app import Outbox
@@ -46,8 +47,11 @@ TYPES: dict[str, type[EnosEvents]] = {
 
 
 def _place_of_secret(value: str) -> str:
+    kind, _, place = value.partition(":")
     if not value.startswith(("env:", "file:")):
         raise ValueError("expected where the secret is, env:NAME or file:PATH, not the secret itself")
+    if not place.strip():
+        raise ValueError(f"{kind}: names nothing; expected where the secret is, env:NAME or file:PATH")
     return value
 
 
@@ -100,6 +104,18 @@ def _number_of_bytes(value: object) -> object:
     return value
 
 
+def _something(value: int) -> int:
+    if value < 1:
+        raise ValueError(f"expected a size of at least 1 byte, got {value}; for no limit but the disk leave it out")
+    return value
+
+
+def _not_negative(value: int) -> int:
+    if value < 0:
+        raise ValueError(f"expected a size, from 0 bytes on, got {value}")
+    return value
+
+
 def _seconds(value: object) -> object:
     """No truth value, which Python takes for a number."""
     if isinstance(value, bool):
@@ -122,7 +138,8 @@ def _more_than_nothing(value: float) -> float:
 _DAY = 86_400
 
 Length = Annotated[timedelta | None, BeforeValidator(_length_of_time)]
-Size = Annotated[int, BeforeValidator(_number_of_bytes)]
+Size = Annotated[int, BeforeValidator(_number_of_bytes), AfterValidator(_not_negative)]
+SomeSize = Annotated[int, BeforeValidator(_number_of_bytes), AfterValidator(_something)]
 Seconds = Annotated[float, BeforeValidator(_seconds), AfterValidator(_at_most_a_day)]
 SomeSeconds = Annotated[float, BeforeValidator(_seconds), AfterValidator(_more_than_nothing)]
 
@@ -157,7 +174,7 @@ class Settings(BaseSettings):
     spool: str = "spool"
     roots: list[str] = []
     durability: Literal["warn", "strict", "ignore"] = "warn"
-    quota: Size | None = None
+    quota: SomeSize | None = None
     reserve: Size = RESERVE
     retention: RetentionSettings = RetentionSettings()
     destinations: dict[str, DestinationSettings] = {}
@@ -251,22 +268,29 @@ def build(settings: Settings, folder: Path) -> Outbox:
     )
 
 
-def _retention(settings: RetentionSettings) -> Retention:
+@contextlib.contextmanager
+def _naming(place: Sequence[str], owner: str = "") -> Iterator[None]:
+    """What is refused in here is told with the setting's place, where Python names its `owner`, and as it is said in TOML."""
     try:
-        return Retention(**dict(settings))
+        yield
     except ConfigurationError as error:
-        raise ConfigurationError(f"retention: {error}") from None
+        table = ".".join(place[:2])
+        words = str(error).removeprefix(f"{owner}: ")
+        words = words.replace("allow_plain_http=True", f"allow_plain_http = true in [{table}]")
+        raise ConfigurationError(f"{faults.named(place)}: {words}") from None
+
+
+def _retention(settings: RetentionSettings) -> Retention:
+    with _naming(["retention"]):
+        return Retention(**dict(settings))
 
 
 def _database(url: str, folder: Path) -> str:
     """The URL with a relative SQLite path made to start from the settings file, wherever a command is run."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        return url  # Outbox says what is wrong with it
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+    found = parsed(url)
+    if found.get_backend_name() != "sqlite" or not found.database or found.database == ":memory:":
         return url
-    return parsed.set(database=str(folder / parsed.database)).render_as_string(hide_password=False)
+    return found.set(database=str(folder / found.database)).render_as_string(hide_password=False)
 
 
 def _with_password(url: str, place: str | None, folder: Path) -> str | URL:
@@ -283,29 +307,31 @@ def _destination(name: str, settings: DestinationSettings, folder: Path) -> Dest
             f"destinations.{name}.policy: no setting named {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
         )
     try:
-        policy = _POLICY.validate_python(settings.policy)
+        with _naming(["destinations", name, "policy"]):
+            policy = _POLICY.validate_python(settings.policy)
     except ValidationError as error:
         raise ConfigurationError(faults.told(error.errors(), Settings, ("destinations", name, "policy"))) from None
-    except ConfigurationError as error:
-        raise ConfigurationError(f"destinations.{name}.policy: {error}") from None
-    return TYPES[settings.type](
-        name=name,
-        url=settings.url,
-        org_id=settings.org_id,
-        allow_plain_http=settings.allow_plain_http,
-        token=_token(settings, folder),
-        realtime=settings.realtime,
-        max_message_bytes=settings.max_message_bytes,
-        max_file_bytes=settings.max_file_bytes,
-        policy=policy,
-    )
+    token = _token(name, settings, folder)
+    with _naming(["destinations", name], f"destination {name}"):
+        return TYPES[settings.type](
+            name=name,
+            url=settings.url,
+            org_id=settings.org_id,
+            allow_plain_http=settings.allow_plain_http,
+            token=token,
+            realtime=settings.realtime,
+            max_message_bytes=settings.max_message_bytes,
+            max_file_bytes=settings.max_file_bytes,
+            policy=policy,
+        )
 
 
-def _token(settings: DestinationSettings, folder: Path) -> Token | None:
+def _token(name: str, settings: DestinationSettings, folder: Path) -> Token | None:
     if settings.token is None:
         return None
     key, secret = (_secret(place, folder) for place in (settings.token.app_key, settings.token.app_secret))
-    return Token(settings.token.url, key, secret, allow_plain_http=settings.allow_plain_http)
+    with _naming(["destinations", name, "token", "url"], "token"):
+        return Token(settings.token.url, key, secret, allow_plain_http=settings.allow_plain_http)
 
 
 def _secret(value: str, folder: Path) -> Secret:

@@ -25,6 +25,8 @@ _LONG_WAL = 160 * MIB
 _QUICK = 64 * MIB
 #: Seconds after which a transaction has been open for long.
 _OLD_TRANSACTION = 60.0
+#: Seconds for which SQLite's write lock is waited for: who works with short transactions gives it back in a hundredth of that.
+_LOCK_KEPT = 2.0
 
 
 class DatabaseLooks:
@@ -40,6 +42,7 @@ class DatabaseLooks:
         if self._database.kind == "sqlite":
             return [
                 Check("power", self._power, database=True),
+                Check("lock", self._lock, database=True),
                 Check("integrity", self._integrity, database=True),
                 Check("vacuum", self._vacuum, database=True),
                 Check("wal_race", self._wal_race, database=True),
@@ -91,6 +94,8 @@ class DatabaseLooks:
             yield problem(text, "upgrade durable-outbox here")
 
     def _power(self) -> Iterator[Finding]:
+        if self._database.kind == "sqlite" and not self.has_tables:
+            return  # who makes the schema makes that safe, too
         with self._database.read() as connection:
             fault = not_power_safe(connection, select(literal(1)))
         if fault is None:
@@ -98,6 +103,13 @@ class DatabaseLooks:
         else:
             text, _, remedy = fault.partition("; ")
             yield problem(text, remedy)
+
+    def _lock(self) -> Iterator[Finding]:
+        if self._database.takes_writers(_LOCK_KEPT):
+            yield ok("whoever writes gets a turn")
+        else:
+            text = f"somebody has kept the write lock for {_LOCK_KEPT:g} s: meanwhile nothing is enqueued, claimed or recorded"
+            yield problem(text, "find out which program has a transaction open there (fuser, lsof), and have it end")
 
     def _integrity(self) -> Iterator[Finding]:
         path = self._database.path
@@ -116,6 +128,8 @@ class DatabaseLooks:
             yield ok("SQLite's quick check finds nothing")
 
     def _vacuum(self) -> Iterator[Finding]:
+        if not self.has_tables:
+            return
         with self._database.read() as connection:
             said = checking.pragmas(connection)
         free = bytes_in_words(said["freelist_count"] * said["page_size"])

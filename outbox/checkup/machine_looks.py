@@ -15,6 +15,7 @@ from outbox.checkup import places
 from outbox.checkup.findings import Check, Finding, Level, compared, ok, problem, warning
 from outbox.checkup.monitoring import alive
 from outbox.checkup.shelf import Shelf
+from outbox.counting import counted
 from outbox.errors import SpoolError
 from outbox.marks import ForeignSpool, Step
 from outbox.spool.directory import DirectorySpool
@@ -93,8 +94,9 @@ class MachineLooks:
 
     def _database_files(self) -> list[Path]:
         path = self._database.path
-        suffixes = ("", "-wal", "-shm", "-reserve")
-        return [path.with_name(path.name + suffix) for suffix in suffixes] if path is not None else []
+        if path is None or path.is_dir():
+            return []  # that it is none is told already
+        return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", "-reserve")]
 
     def _spool_paths(self) -> Iterator[Path]:
         """The spool, its folders, and some of its files."""
@@ -121,7 +123,7 @@ class MachineLooks:
                 files, _ = checking.spooled(connection)
             text = f"{root} is not a spool" if root.exists() else f"there is no spool {root}"
             if files:
-                yield problem(f"{text}, and {files} files should be in it", "look whether its disk is mounted")
+                yield problem(f"{text}, and {counted(files, 'file')} should be in it", "look whether its disk is mounted")
             else:
                 yield warning(text, "run: outbox init, or look whether its disk is mounted; the first file makes it too")
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import rich_click as click
+from click.exceptions import NoArgsIsHelpError
+
+from outbox.cli.mistakes import Names, sentence
 
 
 class Entry(NamedTuple):
@@ -67,12 +70,12 @@ A durable store-and-forward outbox.
 
 Data goes to standard output, everything else to standard error; --json gives JSON, one object a line for lists.
 
-Exit codes: 0 done; 1 failed; 2 used or set up wrongly; 3 nothing matched; 4 messages are left, because a destination or
-our credentials are in trouble or a try of theirs failed; 5 the database needs `outbox db upgrade`.
+Exit codes: 0 done; 1 failed; 2 used or set up wrongly; 3 nothing matched; 4 messages are left: a destination or our
+credentials are in trouble, something is paused or blocked, or a try failed; 5 the database needs `outbox db upgrade`.
 """
 
 
-class _Commands(click.Group):
+class _Commands(Names, click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_ENTRIES)
 
@@ -104,19 +107,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The `outbox` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if any("\ud800" <= letter <= "\udfff" for argument in arguments for letter in argument):
-        click.echo("outbox: an argument holds bytes that are no text in this terminal's encoding", err=True)
-        sys.exit(2)
+        sys.exit(_misused(arguments, "an argument holds bytes that are no text in this terminal's encoding"))
     try:
         result: Any = group.main(arguments, prog_name="outbox", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
-    except click.ClickException as error:
+    except NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        sys.exit(_misused(arguments, sentence(error)))
+    except click.ClickException as error:
+        click.echo(f"outbox: {_fit_to_print(error.format_message())}", err=True)
         sys.exit(error.exit_code)
     except click.Abort:
         click.echo("outbox: stopped", err=True)
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 (said in a sentence, or shown with its traceback)
         sys.exit(_failed(error))
+
+
+def _misused(arguments: Sequence[str], words: str) -> int:
+    """Say in one line what was used wrongly, and with which exit code that ends: a monitor takes a 2 for an alarm."""
+    if next((each for each in arguments if each in _ENTRIES), None) == "check":
+        click.echo(f"OUTBOX UNKNOWN - {_fit_to_print(words).replace('|', '/')}")
+        return 3
+    click.echo(f"outbox: {_fit_to_print(words)}", err=True)
+    return 2
+
+
+def _fit_to_print(words: str) -> str:
+    from outbox.cli.printing import shown
+    from outbox.secret import conceal
+
+    return shown(conceal(words))
 
 
 def _failed(error: Exception) -> int:

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import rich_click as click
 
 from outbox.cli.context import FAILED, NOTHING_MATCHED, outbox_of
-from outbox.cli.options import Number, by_option, command, json_option, selection_of, selection_options, yes_option
+from outbox.cli.options import Number, Whole, by_option, command, json_option, selection_of, selection_options, yes_option
 from outbox.cli.printing import colourful, emit, is_terminal, say, shown, table
 from outbox.counting import counted
 
 if TYPE_CHECKING:
     from outbox.acts import Act
+    from outbox.app import Outbox
     from outbox.model import Selection
     from outbox.store.acting import Action, Preview
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: Names that are looked up at a time, and of those that nothing has how many are said.
+_PIECE, _NAMED = 500, 10
 
 _DID = {"replay": "replayed", "cancel": "cancelled", "purge": "purged"}
 
@@ -88,7 +92,7 @@ def _bulk_options(*states: str) -> Callable[[F], F]:
             click.option(
                 "--continue",
                 "act_id",
-                type=click.IntRange(1),
+                type=Whole(1),
                 metavar="ACT",
                 help="Go on with an act; outbox audit lists them.",
             ),
@@ -135,7 +139,7 @@ def purge(ctx: click.Context, /, **options: Any) -> None:
 
 
 @command(example="outbox audit --json")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
+@click.option("--limit", type=Whole(1), default=20, show_default=True, help="At most so many.")
 @json_option
 @click.pass_context
 def audit(ctx: click.Context, limit: int, as_json: bool) -> None:
@@ -151,15 +155,22 @@ def audit(ctx: click.Context, limit: int, as_json: bool) -> None:
     if not rows:
         say("nobody has done anything yet")
         return
-    names = ("id", "at", "actor", "action", "messages")
-    cells = [[*(row[name] for name in names), "yes" if row["finished_at"] else "no", row["selection"]] for row in rows]
-    table(("ACT", "AT", "WHO", "WHAT", "MESSAGES", "OVER", "WHICH"), cells, spare=("AT", "WHO"))
+    cells = [
+        (
+            *(row[name] for name in ("id", "at", "actor", "action")),
+            row["messages"] if row["action"] in _DID else None,
+            "yes" if row["finished_at"] else "no",
+            row["selection"],
+        )
+        for row in rows
+    ]
+    table(("ACT", "AT", "WHO", "WHAT", "MESSAGES", "OVER", "WHICH"), cells, spare=("OVER",), wrap="WHICH")
     for row in rows:
         if row["finished_at"] is None:  # a line for each, or a terminal would break it in the middle of a command
             say(f"act {row['id']} is under way, or interrupted; go on with: {_command(row['action'], row['id'])}")
 
 
-def _how_to_go_on(act: Act) -> str:
+def _how_to_go_on(act: Act, rate: float | None) -> str:
     from sqlalchemy.exc import SQLAlchemyError
 
     from outbox.errors import OutboxError
@@ -171,11 +182,11 @@ def _how_to_go_on(act: Act) -> str:
         return "before anything was done"
     if over:
         return f"after {counted(act.messages, 'message')}, which was all of it"
-    return f"after {counted(act.messages, 'message')}; go on with: {_command(act.action, act.id)}"
+    return f"after {counted(act.messages, 'message')}; go on with: {_command(act.action, act.id, rate)}"
 
 
-def _command(action: str, act_id: int) -> str:
-    return f"outbox {action} --continue {act_id}"
+def _command(action: str, act_id: int, rate: float | None = None) -> str:
+    return f"outbox {action} --continue {act_id}" + (f" --rate {rate:.15g}" if rate is not None else "")
 
 
 def _act(
@@ -200,6 +211,7 @@ def _act(
             _confirm(f"purge what act {act_id} has not come to yet")
         act, expected = outbox.go_on(act_id, action, rate=rate), None
     else:
+        _say_unknown(outbox, selection)
         preview = outbox.preview(action, selection)
         if dry_run:
             _show(action, selection, preview, as_json=as_json)
@@ -209,7 +221,7 @@ def _act(
             ctx.exit(NOTHING_MATCHED)
         _ask(action, selection, preview, yes=yes)
         act, expected = outbox.begin(action, selection, by, rate=rate), preview.messages
-    _run(ctx, act, expected)
+    _run(ctx, act, expected, rate)
     if as_json:
         emit({"action": action, "act": act.id, "messages": act.messages, "passed_over": act.passed_over})
     else:
@@ -217,6 +229,22 @@ def _act(
         say(f"{_DID[action]}: {counted(act.messages, 'message')}{over}")
     if not act.messages:
         ctx.exit(NOTHING_MATCHED)
+
+
+def _say_unknown(outbox: Outbox, selection: Selection) -> None:
+    """Say which of the ids and keys that were named no message has."""
+    from outbox.model import MOST, Selection
+
+    found: set[int | str] = set()
+    for first in range(0, max(len(selection.ids), len(selection.keys)), _PIECE):
+        ids, keys = selection.ids[first : first + _PIECE], selection.keys[first : first + _PIECE]
+        some = Selection(ids=ids, keys=keys, destination=selection.destination, limit=MOST)
+        found.update(name for each in outbox.messages(some) for name in (each.id, each.key))
+    missing = [shown(each) for each in dict.fromkeys((*selection.ids, *selection.keys)) if each not in found]
+    if missing:
+        of = f" of {selection.destination}" if selection.destination else ""
+        rest = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
+        say(f"no message{of} has the id or key {', '.join(missing[:_NAMED])}{rest}")
 
 
 def _ask(action: Action, selection: Selection, preview: Preview, *, yes: bool) -> None:
@@ -233,7 +261,7 @@ def _confirm(what: str) -> None:
     click.confirm(f"{what}?", abort=True, err=True)
 
 
-def _run(ctx: click.Context, act: Act, expected: int | None) -> None:
+def _run(ctx: click.Context, act: Act, expected: int | None, rate: float | None) -> None:
     """Take the steps of an act, with a bar where somebody looks. Whatever interrupts it, the last words tell how to go on."""
     try:
         with _bar(act, expected) as tell:
@@ -241,10 +269,10 @@ def _run(ctx: click.Context, act: Act, expected: int | None) -> None:
                 tell(progress.messages)
                 time.sleep(progress.rest)
     except KeyboardInterrupt:
-        say(f"\nstopped {_how_to_go_on(act)}")
+        say(f"\nstopped {_how_to_go_on(act, rate)}")
         ctx.exit(FAILED)
     except Exception:
-        say(f"interrupted {_how_to_go_on(act)}")
+        say(f"interrupted {_how_to_go_on(act, rate)}")
         raise
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
-from click.exceptions import Exit
 
-from outbox.cli.context import DONE, FAILED, outbox_and_worker, outbox_of
-from outbox.cli.options import Command, Length, command, complete_destination, json_option
+from outbox.cli.context import DONE, FAILED, outbox_and_worker, outbox_of, require_spool
+from outbox.cli.options import Length, Whole, command, complete_destination, json_option
 from outbox.cli.printing import colourful, emit, is_terminal, shown, width
 from outbox.counting import counted
 from outbox.units import bytes_in_words, in_words
@@ -68,6 +67,7 @@ def verify(ctx: click.Context, destination: str | None, fast: bool, as_json: boo
     from outbox.checkup import Verification
 
     outbox = outbox_of(ctx, migrated=False)
+    require_spool(outbox)
     with _progress() as progress:
         verification = Verification(outbox, destination=destination, fast=fast, progress=progress)
         for damage in verification.run():
@@ -105,26 +105,10 @@ class _Size(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-_UNKNOWN = 3
-
-
-class _Probe(Command):
-    """A command whose every mistake is UNKNOWN: to a monitor, click's own exit code 2 would be an alarm."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        try:
-            return super().make_context(info_name, args, parent, **extra)
-        except click.UsageError as error:
-            click.echo(f"OUTBOX UNKNOWN - {_for_monitor(error.format_message())}")
-            raise Exit(_UNKNOWN) from None
-
-
-@click.command(cls=_Probe, epilog="Example: outbox check --max-age 5m --max-dead 10")
+@command(example="outbox check --max-age 5m --max-dead 10")
 @click.option("--max-age", type=Length(), metavar="TIME", help="The oldest message may have been due for so long, such as 5m.")
-@click.option("--max-dead", type=click.IntRange(0), help="So many messages may be dead.")
-@click.option("--max-pending", type=click.IntRange(0), help="So many messages may be waiting, due or not.")
+@click.option("--max-dead", type=Whole(0), help="So many messages may be dead.")
+@click.option("--max-pending", type=Whole(0), help="So many messages may be waiting, due or not.")
 @click.option("--max-spool", type=_Size(), metavar="SIZE", help="The spool may hold so much, such as 20 GiB.")
 @click.option(
     "--destination",
@@ -156,15 +140,19 @@ def check(
     destination are not counted for --max-age. The spool is counted whole, whatever the destination.
     """
     from outbox.checkup import Limits, monitor
+    from outbox.checkup.findings import in_words as said
     from outbox.checkup.monitoring import Alarm, Reading
     from outbox.errors import OutboxError
 
     limits = Limits(max_age, max_dead, max_pending, max_spool)
     try:
         outbox = outbox_of(ctx, migrated=False)
+        require_spool(outbox)
         found = monitor(outbox, limits, destinations, deadline=timeout.total_seconds())
     except OutboxError as error:
         found = Reading(Alarm.UNKNOWN, (str(error),))
+    except Exception as error:  # noqa: BLE001 (a bug, be it one of --app's program: a monitor would take its exit code for another alarm)
+        found = Reading(Alarm.UNKNOWN, (f"{type(error).__name__}: {said(error)}",))
     if as_json:
         _emit_reading(found)
     else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ from outbox.cli.printing import say, shown
 
 if TYPE_CHECKING:
     from outbox.app import Outbox
+
+_PREFIX = "OUTBOX_"
+#: How much a variable looks like one of ours before we ask whether it was meant: names of somebody's secrets are further off.
+_CLOSE = 0.8
 
 DONE, FAILED, USED_WRONGLY, NOTHING_MATCHED, LEFT_BEHIND, NOT_MIGRATED = range(6)
 
@@ -30,7 +35,45 @@ def outbox_and_worker(ctx: click.Context) -> tuple[Outbox, Mapping[str, Any]]:
         from outbox import settings
 
     loaded, folder = settings.load(Path(ctx.obj["config"]) if ctx.obj["config"] else None)
+    for name, near in misspelt_variables(ctx, settings.Settings.model_fields):
+        if f"env:{name}" not in loaded.model_dump_json():  # a secret may have any name
+            say(f"outbox: nothing reads the variable {shown(name)}; did you mean {near}?")
     return settings.build(loaded, folder), dict(loaded.worker)
+
+
+def misspelt_variables(ctx: click.Context, settings: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Variables of ours that nothing reads, each with one that it looks like. A setting's own parts are looked at with it."""
+    known = {"CONFIG", "APP", "RECEIVER_APP_SECRET", *(name.upper() for name in settings)}
+    for name in os.environ:
+        word, step, rest = name.upper().removeprefix(_PREFIX).partition("__")
+        if not name.upper().startswith(_PREFIX) or word in known:
+            continue
+        from difflib import get_close_matches
+
+        options = {each.removeprefix(_PREFIX) for each in _variables_like(ctx.find_root(), word)}
+        near = get_close_matches(word, known | options, n=1, cutoff=_CLOSE)
+        if near and word not in options:
+            yield name, f"{_PREFIX}{near[0]}{step}{rest}"
+
+
+def _variables_like(root: click.Context, word: str) -> Iterator[str]:
+    """The variables of the options of a command that the word begins with."""
+    commands = root.command
+    assert isinstance(commands, click.Group), "the root is a group"  # noqa: S101
+    for name in commands.list_commands(root):
+        if word.startswith(f"{name.upper()}_"):
+            yield from _variables_of(commands, name, root)
+
+
+def _variables_of(group: click.Group, name: str, parent: click.Context) -> Iterator[str]:
+    command = group.get_command(parent, name)
+    if command is None:
+        return
+    made = command.make_context(name, [], parent, resilient_parsing=True)
+    yield from (str(each.envvar) for each in command.params if isinstance(each, click.Option) and each.envvar)
+    if isinstance(command, click.Group):
+        for below in command.list_commands(made):
+            yield from _variables_of(command, below, made)
 
 
 @contextlib.contextmanager
@@ -69,6 +112,22 @@ def require_database(outbox: Outbox, *, migrated: bool = True) -> None:
     if migrated:
         with naming_database(outbox):
             migrate.require_current(outbox.database)
+
+
+def require_spool(outbox: Outbox) -> None:
+    """Raises ConfigurationError when something else than a directory is where its spool should be."""
+    from outbox.errors import ConfigurationError
+    from outbox.spool.directory import DirectorySpool
+
+    spool = outbox.spool_store
+    if not isinstance(spool, DirectorySpool):
+        return
+    try:
+        mode = spool.root.stat().st_mode
+    except OSError:
+        return  # that is for whoever needs it to say
+    if not stat.S_ISDIR(mode):
+        raise ConfigurationError(f"the spool {spool.root} is no directory; name another, or move away what is there")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import rich_click as click
 
 from outbox.cli.context import NOT_MIGRATED, naming_database, outbox_of
-from outbox.cli.options import Group, json_option
+from outbox.cli.options import Group, OneOf, json_option
 from outbox.cli.printing import emit, say
 
 
@@ -57,7 +57,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
 
 
 @db.command(epilog="Example: outbox db sql --dialect postgresql > outbox.sql")
-@click.option("--dialect", type=click.Choice(["sqlite", "postgresql"]), help="[that of the database in the settings]")
+@click.option("--dialect", type=OneOf(["sqlite", "postgresql"]), help="[that of the database in the settings]")
 @click.pass_context
 def sql(ctx: click.Context, dialect: str | None) -> None:
     """Print the statements that make the schema in an empty database, for a person to review and run."""

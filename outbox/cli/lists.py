@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
 from outbox.cli.context import NOTHING_MATCHED, outbox_of
-from outbox.cli.options import Moment, command, complete_destination, json_option, selection_of, selection_options
+from outbox.cli.options import Moment, OneOf, Whole, command, complete_destination, json_option, selection_of, selection_options
 from outbox.cli.printing import emit, say, table
-from outbox.model import Outcome
+from outbox.model import MOST, Outcome
 
 if TYPE_CHECKING:
     from outbox.views import DeliveryView
+
+V = TypeVar("V")
 
 
 @command("list", example="outbox list --state dead --destination enos --since 2h")
@@ -26,7 +30,9 @@ def list_(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     from outbox.units import bytes_in_words
 
     outbox = outbox_of(ctx)
-    found = outbox.messages(selection_of(outbox, options))
+    limit: int = options["limit"]
+    selection = selection_of(outbox, options)
+    found, more = _at_most(limit, lambda most: outbox.messages(replace(selection, limit=most)))
     if as_json:
         for each in found:
             emit(asdict(each))
@@ -62,20 +68,22 @@ def list_(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
             )
             for each in found
         ]
-        table(head, rows, spare=("ENQUEUED", "ORDERING KEY", "FILES", "BYTES", "ATTEMPT", "DUE AT"))
+        table(head, rows, spare=("ENQUEUED", "ORDERING KEY", "FILES", "BYTES", "ATTEMPT", "DUE AT"), wrap="ANSWER")
     else:
         say("no message matches")
+    if more:
+        _say_more(found)
     if not found:
         ctx.exit(NOTHING_MATCHED)
 
 
 @command(example="outbox deliveries --destination enos --outcome unknown --since 2h")
 @click.option("--destination", help="Uploads to this destination.", shell_complete=complete_destination)
-@click.option("--outcome", type=click.Choice([each.value for each in Outcome]), help="Uploads that ended so.")
+@click.option("--outcome", type=OneOf([each.value for each in Outcome]), help="Uploads that ended so.")
 @click.option("--open", "under_way", is_flag=True, help="Only those that are under way.")
 @click.option("--since", type=Moment(), metavar="TIME", help="Begun at that time or later: 2h ago, or 2026-11-22T18:00:00Z.")
 @click.option("--until", type=Moment(), metavar="TIME", help="Begun before that. So long ago, or ISO.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
+@click.option("--limit", type=Whole(1), default=50, show_default=True, help="At most so many.")
 @json_option
 @click.pass_context
 def deliveries(
@@ -94,14 +102,15 @@ def deliveries(
     """
     if under_way and outcome:
         raise click.UsageError("an upload that is under way has no outcome yet; give --open or --outcome")
-    found = outbox_of(ctx).deliveries(
+    look = partial(
+        outbox_of(ctx).deliveries,
         destination=destination,
         outcome=Outcome(outcome) if outcome else None,
         under_way=under_way,
         since=since,
         until=until,
-        limit=limit,
     )
+    found, more = _at_most(limit, lambda most: look(limit=most))
     if as_json:
         for each in found:
             emit(asdict(each))
@@ -109,8 +118,20 @@ def deliveries(
         _deliveries_table(found)
     else:
         say("no upload matches")
+    if more:
+        _say_more(found)
     if not found:
         ctx.exit(NOTHING_MATCHED)
+
+
+def _at_most(limit: int, look: Callable[[int], list[V]]) -> tuple[list[V], bool]:
+    """What a look finds, and whether there is more of it than the limit."""
+    found = look(min(limit + 1, MOST))
+    return found[:limit], len(found) > limit
+
+
+def _say_more(found: Sequence[object]) -> None:
+    say(f"--limit {len(found)} leaves out older ones; see them with a larger --limit, or with --until")
 
 
 def _deliveries_table(found: list[DeliveryView]) -> None:
@@ -149,7 +170,7 @@ def _deliveries_table(found: list[DeliveryView]) -> None:
         )
         for each in found
     ]
-    table(head, rows, spare=("REQUEST ID", "LANE", "WORKER", "BYTES", "CODE", "SECONDS"))
+    table(head, rows, spare=("REQUEST ID", "LANE", "WORKER", "BYTES", "CODE", "SECONDS"), wrap="ANSWER")
 
 
 @command(example="outbox workers --all")
@@ -179,12 +200,12 @@ def workers(ctx: click.Context, gone: bool, as_json: bool) -> None:
                 f"{in_words(each.silent_seconds)} ago",
                 each.claims,
                 each.deliveries,
-                "gone" if each.gone else "asked to stop" if each.stop_asked else "works",
+                "gone" if each.gone else "silent" if each.silent else "asked to stop" if each.stop_asked else "works",
                 ", ".join(each.serves) or None,
             )
             for each in found
         ]
-        table(head, rows, spare=("VERSION", "UPLOADS", "SINCE"))
+        table(head, rows, spare=("VERSION", "UPLOADS", "SINCE"), wrap="SERVES")
     else:
         say("no worker is running; start one with: outbox worker")
     if not found:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from outbox.cli.context import outbox_of
+from outbox.cli.context import outbox_of, require_spool
 from outbox.cli.options import Number, command, json_option
 from outbox.cli.printing import colourful, columns, emit, is_terminal, say, shown, width
 from outbox.counting import counted, verb
@@ -42,7 +42,9 @@ def status(ctx: click.Context, watch: float | None, as_json: bool) -> None:
     DUE counts the messages whose time has come, also of a destination that is stopped; OLDEST is for how long the first of them
     is due; DELIVERED/H is the last hour. With --watch and a terminal the screen is drawn anew, without one it is printed again.
     """
-    look = outbox_of(ctx).status
+    outbox = outbox_of(ctx)
+    require_spool(outbox)
+    look = outbox.status
     if watch is None:
         _print(look(), as_json=as_json)
         return
@@ -138,8 +140,9 @@ def _remarks(name: str, each: DestinationStatus, found: Status) -> Iterator[str]
         keys = f"{counted(each.paused_keys, 'ordering key')} {verb(each.paused_keys, 'is', 'are')}"
         yield f"{name}: {keys} paused; see: outbox explain {name}"
     if each.dead:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in each.dead_by_reason.items())
-        yield f"{name}: dead are {reasons}; see: outbox list --state dead --destination {name}"
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in each.dead_by_reason.items())
+        dead = f"{counted(each.dead, 'message')} {verb(each.dead, 'is', 'are')} dead"
+        yield f"{name}: {dead} ({reasons}); see: outbox list --state dead --destination {name}"
     if each.learned_bytes:
         yield f"{name}: refused larger requests: at most {bytes_in_words(each.learned_bytes)} go into one for now"
     if not each.declared:
@@ -160,7 +163,8 @@ def _why(name: str, each: DestinationStatus, now: datetime) -> str:
     elif each.stop:
         why = f"{each.stop}{words}{since}"
     else:
-        why = f"breaker, after {counted(each.failures, 'failure')}"
+        last = f"; the last: {shown(each.last_failure)}" if each.last_failure else ""
+        why = f"breaker, after {counted(each.failures, 'failure')}{last}"
     then = f"; once that is mended, go on with: outbox resume {name}" if each.stop == "reject_streak" else ""
     return f"{why}; next try {_until(each.open_until, now)}{then}"
 
@@ -187,7 +191,7 @@ def _blocked(found: Status, room: int | None) -> list[str]:
     rows = [(each.destination, each.ordering_key, each.message, each.reason, each.reason_text) for each in found.blocked_keys]
     total = sum(each.blocked_keys for each in found.destinations.values())
     more = [f"and {total - len(rows)} more"] if total > len(rows) else []
-    return [advice, *columns(head, rows, room=room), *more]
+    return [advice, *columns(head, rows, wrap="ANSWER", room=room), *more]
 
 
 def _around(found: Status) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import rich_click as click
 
-from outbox.cli.options import command
+from outbox.cli.options import OneOf, command
 
 OPENING = """\
 # The command line
@@ -27,7 +27,7 @@ A time is how long ago (`90s`, `5m`, `2h`, `7d`, `1h30m`) or an ISO time (`2026-
 | 1 | failed |
 | 2 | used or set up wrongly |
 | 3 | nothing matched |
-| 4 | messages are left, because a destination or our credentials are in trouble or a try of theirs failed |
+| 4 | messages are left: a destination or our credentials are in trouble, something is paused or blocked, or a try failed |
 | 5 | the database needs `outbox db upgrade` |
 
 (`outbox check` speaks to monitoring, and has the exit codes of its plugins.)
@@ -44,7 +44,7 @@ def manual(ctx: click.Context) -> None:
 
 
 @command("completion", example='eval "$(outbox completion bash)"')
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
     """Print what makes SHELL complete commands, options and the names of destinations."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
-from outbox.model import Reason, Selection, State
+from outbox.cli.mistakes import Names, Told
+from outbox.model import MOST, Reason, Selection, State
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Characters of a wrong value that are repeated.
+_LONGEST = 40
 
-class _FromEnvironment:
+
+class _FromEnvironment(Told):
     """Gives every option of a command a variable: OUTBOX_, the command's name, the option's."""
 
     def make_context(
@@ -47,7 +51,7 @@ class Command(_FromEnvironment, click.RichCommand):
     """One command of ours."""
 
 
-class Group(_FromEnvironment, click.RichGroup):  # type: ignore[misc]  # two ways to the same method
+class Group(_FromEnvironment, Names, click.RichGroup):  # type: ignore[misc]  # two ways to the same method
     """A command with commands below it."""
 
     command_class = Command
@@ -102,9 +106,50 @@ class Number(click.FloatRange):
     """A number that is one: not nan, and not infinite."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found: float = super().convert(value, param, ctx)
+        try:
+            found: float = super().convert(value, param, ctx)
+        except click.BadParameter:
+            found = math.nan
         if not math.isfinite(found):
-            self.fail(f"expected a number, got {value!r}", param, ctx)
+            self.fail(f"expected a number{_within(self)}, got {_brief(value)}", param, ctx)
+        return found
+
+
+class Whole(click.IntRange):
+    """A whole number, and none that is more than a database can hold."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            found: int = super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"expected a whole number{_within(self)}, got {_brief(value)}", param, ctx)
+        if found > MOST:
+            self.fail(f"expected a whole number of at most {MOST:,}, got {_brief(value)}", param, ctx)
+        return found
+
+
+def _within(kind: click.IntRange | click.FloatRange) -> str:
+    """Between which bounds a number shall be, as it stands in a sentence."""
+    if kind.min is None:
+        return ""
+    if kind.max is not None:
+        return f" from {kind.min:,} to {kind.max:,}"
+    return f" of more than {kind.min:,}" if kind.min_open else f" of at least {kind.min:,}"
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+
+
+class OneOf(click.Choice[str]):
+    """One of several words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            found: str = super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"expected one of {', '.join(self.choices)}, got {_brief(value)}", param, ctx)
         return found
 
 
@@ -148,9 +193,7 @@ def selection_options(states: Sequence[str] = tuple(State), limit: int | None = 
 
     def add(function: F) -> F:
         for each in (
-            click.option(
-                "--limit", type=click.IntRange(1), default=limit, show_default=limit is not None, help="At most so many."
-            ),
+            click.option("--limit", type=Whole(1), default=limit, show_default=limit is not None, help="At most so many."),
             click.option("--text", help="These words are in what was said when it died."),
             click.option("--until", type=Moment(), metavar="TIME", help="The same, before that. So long ago, or ISO."),
             click.option(
@@ -164,19 +207,19 @@ def selection_options(states: Sequence[str] = tuple(State), limit: int | None = 
                 "--reason",
                 "reasons",
                 multiple=True,
-                type=click.Choice([each.value for each in Reason]),
+                type=OneOf([each.value for each in Reason]),
                 help="Dead for this reason.",
             ),
             click.option(
                 "--state",
                 "states",
                 multiple=True,
-                type=click.Choice([State(each).value for each in states]),
+                type=OneOf([State(each).value for each in states]),
                 help="May be given again.",
             ),
             click.option("--destination", help="Messages for this destination.", shell_complete=complete_destination),
             click.option("--key", "keys", multiple=True, help="A key, also one that is all digits. May be given again."),
-            click.option("--id", "ids", multiple=True, type=click.IntRange(1), help="An id. May be given again."),
+            click.option("--id", "ids", multiple=True, type=Whole(1), help="An id. May be given again."),
             click.argument("messages", metavar="[ID|KEY]...", nargs=-1),
         ):
             function = each(function)

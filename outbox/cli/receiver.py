@@ -12,7 +12,8 @@ from typing import NoReturn
 
 import rich_click as click
 
-from outbox.cli.options import command
+from outbox.cli.options import Number, Whole, command
+from outbox.counting import counted
 from outbox.testing.receiver import SPELLING, Behaviour, Received, Receiver, parse_behaviour
 
 SECRET_VARIABLE = "OUTBOX_RECEIVER_APP_SECRET"  # noqa: S105 (the name of a variable)
@@ -27,7 +28,7 @@ def _parse(_context: click.Context, _option: click.Parameter, specs: tuple[str, 
 
 @command("receiver", example="outbox receiver --port 8765 --ledger ledger.jsonl")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
+@click.option("--port", default=0, show_default=True, type=Whole(0, 65535), help="Port; 0 takes a free one.")
 @click.option("--org-id", help="The only organisation to serve.  [default: any]")
 @click.option("--app-key", default="app-key", show_default=True, help="The appKey the token service knows.")
 @click.option(
@@ -54,8 +55,8 @@ def _parse(_context: click.Context, _option: click.Parameter, specs: tuple[str, 
     help=f"Misbehave by chance; may be repeated. SPEC is {SPELLING}. For instance 503:0.1 or hangup-after:0.05.",
 )
 @click.option("--refuse", "refused", multiple=True, help="Refuse (1204) requests with a struct whose JSON has this text.")
-@click.option("--latency", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds before each answer.")
-@click.option("--seed", default=0, show_default=True, help="Of the dice that --misbehave throws.")
+@click.option("--latency", default=0.0, show_default=True, type=Number(0), help="Seconds before each answer.")
+@click.option("--seed", default=0, type=Whole(), show_default=True, help="Of the dice that --misbehave throws.")
 @click.option("--json", "as_json", is_flag=True, help="Print the address and each request as JSON.")
 def receiver(
     *,
@@ -98,7 +99,10 @@ def receiver(
     try:
         service.start()
     except OSError as error:
-        raise click.ClickException(f"cannot start: {error}") from None
+        reason = error.strerror or type(error).__name__
+        raise click.ClickException(
+            f"cannot start: cannot listen on {host}:{port}: {reason}; choose another address with --host and --port"
+        ) from None
     with closing(service):
         address = {"url": service.url, "token_url": service.token_url, "port": service.port}
         # Whoever started us reads this line to know that the port is open.
@@ -120,7 +124,7 @@ def _secret(file: Path | None) -> str:
 def _print_line(received: Received) -> None:
     size = sum(file.size for file in received.files.values())
     answer = "no answer" if received.status is None else f"{received.status}, code {received.code}"
-    content = f"{len(received.structs)} structs, {len(received.files)} files ({size:,} bytes)"
+    content = f"{counted(len(received.structs), 'struct')}, {counted(len(received.files), 'file')} ({counted(size, 'byte')})"
     words = [f"#{received.number} {received.action}: {content} -> {answer} in {received.seconds * 1000:.0f} ms"]
     if not received.complete:
         words.append("body incomplete")

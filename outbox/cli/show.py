@@ -12,7 +12,7 @@ import rich_click as click
 
 from outbox.cli.context import outbox_of
 from outbox.cli.options import command, complete_destination, json_option
-from outbox.cli.printing import emit, say, shown, table
+from outbox.cli.printing import emit, paragraph, say, shown, table
 from outbox.counting import counted
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def show(ctx: click.Context, message: str, destination: str | None, as_curl: boo
     With --curl, the request that would carry it alone. Whatever lets us in stands there as ***, and is for you to fill in.
     """
     outbox = outbox_of(ctx)
-    detail = outbox.message(message, destination)
+    detail = _detail(outbox, message, destination)
     if as_curl:
         command_line = _curl(outbox, detail)
         if as_json:
@@ -45,6 +45,18 @@ def show(ctx: click.Context, message: str, destination: str | None, as_curl: boo
         for line in _report(detail, outbox.ambient.now()):
             click.echo(line)
         _tables(detail)
+
+
+def _detail(outbox: Outbox, message: str, destination: str | None) -> MessageDetail:
+    from outbox.errors import NoSuchMessage
+    from outbox.model import Selection
+
+    try:
+        return outbox.message(message, destination)
+    except NoSuchMessage:
+        if destination is not None:
+            outbox.messages(Selection(destination=destination, limit=1))  # which says so if it is the destination that is none
+        raise
 
 
 def _told(detail: MessageDetail) -> dict[str, Any]:
@@ -161,7 +173,10 @@ def _attempts(attempts: Sequence[AttemptView]) -> None:
         )
         for each in attempts
     ]
-    table(head, rows, spare=("TOGETHER", "LATE", "REQUEST ID", "WORKER", "DELIVERY", "CODE"))
+    lines = table(head, rows, spare=("TOGETHER", "LATE", "REQUEST ID", "WORKER", "DELIVERY", "CODE"))
+    for each, line in zip(attempts, lines, strict=True):
+        if each.text and shown(each.text) not in line:  # it was cut
+            click.echo(f"\n{paragraph(each.text, begin=f'attempt {each.number}: ')}")
 
 
 def _curl(outbox: Outbox, detail: MessageDetail) -> str:

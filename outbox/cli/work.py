@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from outbox.cli.context import FAILED, LEFT_BEHIND, NOTHING_MATCHED, outbox_and_worker, outbox_of, require_database
-from outbox.cli.options import Group, Number, by_option, command, complete_destination, json_option
+from outbox.cli.context import (
+    FAILED,
+    LEFT_BEHIND,
+    NOTHING_MATCHED,
+    outbox_and_worker,
+    outbox_of,
+    require_database,
+    require_spool,
+)
+from outbox.cli.options import Group, Number, OneOf, by_option, command, complete_destination, json_option
 from outbox.cli.printing import emit, say
 
 if TYPE_CHECKING:
@@ -22,13 +30,11 @@ _SILENT_FOR = 60.0
 
 def _worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option(
-            "--log-format", default="text", type=click.Choice(["text", "json"]), show_default=True, help="Of each line."
-        ),
+        click.option("--log-format", default="text", type=OneOf(["text", "json"]), show_default=True, help="Of each line."),
         click.option(
             "--log-level",
             default="info",
-            type=click.Choice(["debug", "info", "warning", "error"]),
+            type=OneOf(["debug", "info", "warning", "error"]),
             show_default=True,
             help="At least this grave; debug has a line for each message.",
         ),
@@ -67,6 +73,7 @@ def _made(
     outbox, said = outbox_and_worker(ctx)
     logs.configure(log_level, log_format)  # once more: an app may have its own ideas, and by now its secrets are known
     require_database(outbox)
+    require_spool(outbox)
     given = {"gone_after": gone_after, "stop_grace": stop_grace, "destinations": destinations or None}
     options = {**said, **{name: value for name, value in given.items() if value is not None}}
     http = options.pop("http", None)
@@ -137,6 +144,8 @@ def stop(ctx: click.Context, workers: tuple[str, ...], everyone: bool, wait: boo
     else:
         for each in asked:
             click.echo(each)
+            if each not in left:
+                say(f"worker {each} {'has stopped' if wait else 'was asked to stop'}")
     if left:
         ctx.exit(FAILED)
     if unknown or not asked:
@@ -166,7 +175,8 @@ def drain(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     """Deliver until nothing is due and nothing is claimed, then end.
 
     A destination that is left alone for now (its breaker is open, it is paused, our credentials are refused) is not waited
-    for: exit code 4 says that messages are left.
+    for, nor is an ordering key that is paused or that a dead message blocks: exit code 4 says that messages are left. Those
+    whose time has not come are not, unless a try of theirs failed.
     """
     from outbox.store import looking
     from outbox.worker import Worker
@@ -183,7 +193,18 @@ def drain(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
         emit({"left": left, "put_off": put_off})
     else:
         for name in working.destinations:
-            later = f", {put_off[name]} put off to a later try" if put_off[name] else ""
-            say(f"{name}: {left[name] or 'nothing'} left{later}")
+            say(f"{name}: {_left(counts.get(name) or looking.nothing(), put_off[name])}")
     if any(left.values()) or any(put_off.values()):
         ctx.exit(LEFT_BEHIND)
+
+
+def _left(counts: Mapping[str, Any], put_off: int) -> str:
+    """What a destination has left when nothing more can be done."""
+    why = ""
+    if counts["due"] and not (counts["stop"] or counts["open_until"]):
+        held = [kind for kind in ("paused", "blocked") if counts[f"{kind}_keys"]]
+        why = f" behind ordering keys that are {' or '.join(held)}" if held else ""
+    left = f"{counts['due']:,} left{why}" if counts["due"] else "nothing left"
+    failed = min(put_off, counts["waiting"])
+    waiting = f", {counts['waiting']:,} waiting for their time" if counts["waiting"] else ""
+    return f"{left}{waiting}" + (f", {failed:,} of them put off after a failed try" if failed else "")

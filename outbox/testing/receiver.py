@@ -258,6 +258,12 @@ class Receiver:
         return self._tokens.requests
 
     @property
+    def begun(self) -> int:
+        """How many upload requests have begun, whether or not they are over."""
+        with self._books.changed:
+            return self._books.numbers
+
+    @property
     def in_flight(self) -> int:
         """Upload requests that have begun and are not over."""
         with self._books.changed:

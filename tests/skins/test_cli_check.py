@@ -211,7 +211,7 @@ def test_dead_messages_and_work_without_a_worker_are_critical_together(waiting: 
     assert (2, True) == (dead.returncode, "1 dead, more than 0 |" in dead.stdout)
     told = json.loads(both.stdout)
     assert ("CRITICAL", 2, 2) == (told["state"], told["code"], both.returncode)
-    assert ["1 dead, more than 0", "no worker is alive, and messages are due"] == told["reasons"]
+    assert ["1 dead, more than 0", "no worker is alive, and messages wait for one"] == told["reasons"]
     assert {"due": 1, "waiting": 0, "claimed": 0, "dead": 1} == {
         key: value for key, value in told["destinations"]["enos"].items() if key != "oldest_due_at"
     }
@@ -242,13 +242,17 @@ def test_a_stop_that_nobody_meant_is_critical(terminal: Terminal, stop: str) -> 
     ("arguments", "more", "words"),
     [
         (("check", "--max-age", "soon"), {}, "expected a time such as 90s"),
-        (("check", "--bogus"), {}, "No such option"),
+        (("check", "--bogus"), {}, "there is no option --bogus"),
         (("check", "--destination", "eons"), {}, "no destination named 'eons'; declared: enos"),
         (("--config", "nowhere.toml", "check"), {}, "there is no settings file nowhere.toml"),
         (("check",), {"OUTBOX_DATABASE": "sqlite:///nowhere.db"}, "there is no database"),
+        (("check",), {"OUTBOX_DATABASE": "postgresql+psycopg://ada:pw@host:x/name"}, "cannot read the database URL"),
+        (("check",), {"OUTBOX_DESTINATIONS__ENOS__URL": "https://[x"}, "expected a URL that begins with https://"),
+        (("--app", "broken:outbox", "check"), {}, "ZeroDivisionError: division by zero"),
     ],
 )
 def test_what_cannot_be_told_is_unknown(idle: Terminal, arguments, more, words: str) -> None:
+    (idle.folder / "broken.py").write_text("outbox = 1 / 0\n")
     told = idle.run(*arguments, **more)
 
     assert (3, "") == (told.returncode, told.stderr)

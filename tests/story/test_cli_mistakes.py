@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from outbox import Outbox, migrate, settings
 from outbox.errors import ConfigurationError
+from tests.commands import run_all
 from tests.factories import an_outbox
 from tests.postgres import create_database, drop_database
 from tests.story.conftest import ROOT
@@ -24,7 +25,13 @@ STARTS_NONE = (
     "nothing moves until it can be read: a worker that runs tries again by itself, or ends if the database is damaged, and "
     "none can be started; see: outbox doctor"
 )
-UNTIL_UPGRADED = "no worker of this version starts until then; if an older one works in it already, that one goes on"
+UNTIL_THERE_IS_ONE = (
+    "nothing is enqueued or sent until there is one: no worker starts before that, and one that worked in it cannot go on; "
+    "start it again then"
+)
+UNTIL_WHOLE = (
+    "nothing moves until a whole one is there again: a worker that runs ends, and none can be started; see: outbox doctor"
+)
 
 
 class Shell:
@@ -52,6 +59,12 @@ class Shell:
         )
         assert "Traceback" not in run.stderr, run.stderr
         return run
+
+    def run_all(self, *commands: str, **more: str) -> list[subprocess.CompletedProcess[str]]:
+        """Several commands one after the other in one process."""
+        runs = run_all([each.split() for each in commands], self.folder, self.environment | more)
+        assert not [run.stderr for run in runs if "Traceback" in run.stderr]
+        return runs
 
     def through(self, line: str) -> subprocess.CompletedProcess[str]:
         """The same in a line of the shell."""
@@ -93,9 +106,9 @@ def damaged(path: Path) -> None:
 NO_DATABASE = "there is no database {}; if there was one, look first whether its disk is mounted; if there was none: outbox"
 
 TROUBLES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
-    "missing": (nothing, "schema", NO_DATABASE, UNTIL_UPGRADED),
-    "empty": (Path.touch, "schema", "the database has no outbox schema yet; run: outbox db upgrade", UNTIL_UPGRADED),
-    "damaged": (damaged, "database", "the database {} is damaged (file is not a database); nothing was replaced", STARTS_NONE),
+    "missing": (nothing, "schema", NO_DATABASE, UNTIL_THERE_IS_ONE),
+    "empty": (Path.touch, "schema", "the database has no outbox schema yet; run: outbox db upgrade", UNTIL_THERE_IS_ONE),
+    "damaged": (damaged, "database", "the database {} is damaged (file is not a database); nothing was replaced", UNTIL_WHOLE),
 }
 
 
@@ -105,8 +118,7 @@ def test_what_is_wrong_with_a_database_is_explained_and_what_happens_next_is_so(
     shell.write()
     harm(shell.folder / "outbox.db")
 
-    told = shell.run("explain", "enos", "--json")
-    started = shell.run("drain")
+    told, started = shell.run_all("explain enos --json", "drain")
 
     cause = json.loads(told.stdout)
     assert (0, code, next_) == (told.returncode, cause["code"], cause["next"])
@@ -141,7 +153,7 @@ def test_a_server_that_does_not_let_us_in_is_told_in_its_own_words(shell: Shell,
     shell.write()
     url = turned(postgres_url)
 
-    explained, looked, started = (shell.run(*each, OUTBOX_DATABASE=url) for each in (["explain", "enos"], ["list"], ["drain"]))
+    explained, looked, started = shell.run_all("explain enos", "list", "drain", OUTBOX_DATABASE=url)
 
     assert (0, 1, 1) == (explained.returncode, looked.returncode, started.returncode)
     assert STARTS_NONE in " ".join(explained.stdout.split())
@@ -156,9 +168,8 @@ def test_a_server_that_is_away_is_not_said_to_be_damaged(shell: Shell, postgres_
     shell.write()
     url = away(postgres_url)
 
-    verify, upgrade, check, doctor = (
-        shell.run(*each.split(), OUTBOX_DATABASE=url) for each in ("verify", "db upgrade", "check", "doctor --offline --json")
-    )
+    commands = ("verify", "db upgrade", "check", "doctor --offline --json")
+    verify, upgrade, check, doctor = shell.run_all(*commands, OUTBOX_DATABASE=url)
 
     assert (1, 1, 3, 1) == tuple(run.returncode for run in (verify, upgrade, check, doctor))
     assert "problem  the database cannot be read: connection failed" in verify.stdout
@@ -186,14 +197,13 @@ def test_a_server_without_our_schema_is_explained_and_looked_at(shell: Shell, po
     shell.write()
     url = create_database(postgres_server_url)
     try:
-        told = shell.run("explain", "enos", "--json", OUTBOX_DATABASE=url)
-        doctor = shell.run("doctor", "--offline", "--json", OUTBOX_DATABASE=url)
+        told, doctor = shell.run_all("explain enos --json", "doctor --offline --json", OUTBOX_DATABASE=url)
     finally:
         drop_database(url)
 
     cause = json.loads(told.stdout)
     found = {each["check"]: each for each in map(json.loads, doctor.stdout.splitlines())}
-    assert ("schema", UNTIL_UPGRADED) == (cause["code"], cause["next"])
+    assert ("schema", UNTIL_THERE_IS_ONE) == (cause["code"], cause["next"])
     assert "run: outbox db upgrade" == found["schema"]["remedy"]
     assert {"clock", "power", "checksums"} <= found.keys(), "these ask for no table"
     assert "cannot be looked at" not in doctor.stdout
@@ -205,10 +215,11 @@ def test_a_directory_in_the_place_of_the_database_is_said_to_be_one(shell: Shell
     folder.mkdir()
     sentence = f"the database {folder} is a directory; name the file of the database itself"
 
-    for command in ("status", "explain enos", "verify", "drain", "db upgrade"):
-        run = shell.run(*command.split())
-        assert (2, "", f"outbox: {sentence}\n") == (run.returncode, run.stdout, run.stderr), command
-    check, doctor = shell.run("check"), shell.run("doctor", "--offline")
+    *refused, check, doctor = shell.run_all(
+        "status", "explain enos", "verify", "drain", "db upgrade", "check", "doctor --offline"
+    )
+    for run in refused:
+        assert (2, "", f"outbox: {sentence}\n") == (run.returncode, run.stdout, run.stderr), run.args
 
     assert (3, f"OUTBOX UNKNOWN - {sentence}\n") == (check.returncode, check.stdout)
     assert 1 == doctor.returncode
@@ -307,6 +318,8 @@ WRONG = {
     'retention.dead: expected a time such as "12h", "7d" or "forever", got \'-1d\'': '[retention]\ndead = "-1d"',
     'quota: expected a size such as "20 GiB", or a number of bytes, got True': "quota = true",
     "quota: expected a size such as 500 MB, 20 GiB or a number of bytes, got 'lots'": 'quota = "lots"',
+    "quota: expected a size of at least 1 byte, got -5; for no limit but the disk leave it out": "quota = -5",
+    "reserve: expected a size, from 0 bytes on, got -1": "reserve = -1",
     "roots: expected a list, got text": 'roots = "/data"',
     "roots.0: expected text, got 1": "roots = [1]",
     "durability: expected 'warn', 'strict' or 'ignore', got 'no'": 'durability = "no"',
@@ -321,6 +334,14 @@ WRONG = {
     "destinations.enos.token.secret: there is no such setting; known: app_key, app_secret, url": (
         f'{ENOS}[destinations.enos.token]\nurl = "u"\napp_key = "k"\napp_secret = "env:X"\nsecret = "canary-5e1f"'
     ),
+    "destinations.enos.token.app_secret: env: names nothing; expected where the secret is, env:NAME or file:PATH": (
+        f'{ENOS}[destinations.enos.token]\nurl = "https://x"\napp_key = "k"\napp_secret = "env:"'
+    ),
+    "destinations.enos.token.url: 'http://x' would send data and token in the clear; use https://, or say "
+    "allow_plain_http = true in [destinations.enos]": (
+        f'{ENOS}[destinations.enos.token]\nurl = "http://x"\napp_key = "k"\napp_secret = "env:X"'
+    ),
+    "destinations.enos: expected org_id to be the organisation's id, got ''": ENOS.replace('"o"', '""'),
     "destinations.enos.policy.senders: expected a whole number, got 'many'": f'{ENOS}policy = {{senders = "many"}}',
     "destinations.enos.policy.on_dead: expected 'block' or 'skip', got 'x'": f'{ENOS}policy = {{on_dead = "x"}}',
     "destinations.enos.policy.backoff_schedule: expected a list, got 3": f"{ENOS}policy = {{backoff_schedule = 3}}",
@@ -342,6 +363,7 @@ def test_a_wrong_setting_is_told_by_its_name_with_what_was_expected_and_what_was
     ("name", "value", "sentence"),
     [
         ("OUTBOX_WORKER__POLL", "fast", "OUTBOX_WORKER__POLL: expected a number, got 'fast'"),
+        ("OUTBOX_DESTINATIONS__ENOS__URL", "x", "destinations.enos: expected a URL that begins with https:// and names a host"),
         ("OUTBOX_ROOTS", "/data", "OUTBOX_ROOTS: expected JSON, a list or an object, got text that is none"),
         ("OUTBOX_DESTINATIONS__ENOS", "canary-5e1f", "OUTBOX_DESTINATIONS__ENOS: expected a table of settings, got text"),
         ("OUTBOX_DESTINATIONS__ENOS__POLICY__RATE", "fast", "OUTBOX_DESTINATIONS__ENOS__POLICY__RATE: expected a number"),
@@ -358,6 +380,16 @@ def test_a_wrong_variable_is_told_by_its_own_name(
 
     assert sentence in str(refused.value)
     assert "canary" not in str(refused.value)
+
+
+def test_a_variable_that_nothing_reads_is_told_unless_a_secret_is_in_it(shell: Shell, settled: Shell) -> None:
+    shell.write(f'{ENOS}[destinations.enos.token]\nurl = "https://x"\napp_key = "k"\napp_secret = "env:OUTBOX_SPOOLS"')
+    database = f"sqlite:///{settled.folder / 'outbox.db'}"
+
+    run = shell.run("list", OUTBOX_SPOL="x", OUTBOX_SPOOLS="canary-5e1f", OUTBOX_DATABASE=database)
+
+    told = "outbox: nothing reads the variable OUTBOX_SPOL; did you mean OUTBOX_SPOOL?\n"
+    assert (0, told) == (run.returncode, run.stderr)
 
 
 def test_the_terminal_tells_a_wrong_setting_like_any_other_mistake(shell: Shell) -> None:

@@ -78,6 +78,7 @@ def test_a_well_outbox_has_nothing_but_what_is_ok_and_tells_what_was_looked_at(w
     assert expected | {"served", "stops", "dead", "orphans", "files", "reach", "token"} <= {each.check for each in found}
 
 
+@pytest.mark.long
 def test_offline_asks_nobody(well: Outbox) -> None:
     assert not {"reach", "token"} & {each.check for each in looked(well)}
 
@@ -135,6 +136,7 @@ def test_a_place_without_a_database_is_told_with_what_is_there(tmp_path: Path, w
     assert bool(of(found, "integrity")) is (what == "an empty file"), "what needs no table of ours is looked at"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("revision", "looked_at"), [("outbox_0001", False), ("outbox_9999", True)])
 def test_what_an_older_schema_lacks_is_not_asked_for_and_a_newer_one_has_it(
     well: Outbox, place: Place, revision: str, looked_at: bool
@@ -151,6 +153,7 @@ def test_what_an_older_schema_lacks_is_not_asked_for_and_a_newer_one_has_it(
     assert looked_at is not bool(of(found, "left_out"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("revision", "remedy"), [("outbox_0001", "outbox db upgrade"), ("outbox_9999", "upgrade durable-outbox")]
 )
@@ -305,6 +308,7 @@ MOUNTS = """\
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "level"),
     [
@@ -399,6 +403,7 @@ def test_another_version_and_a_destination_that_nobody_serves_are_told(place: Pl
     assert {Level.PROBLEM} == {undeclared.level, unserved.level}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stop", "level"), [("pause", Level.WARNING), ("credentials", Level.PROBLEM), ("reject_streak", Level.PROBLEM)]
 )
@@ -417,6 +422,15 @@ def test_dead_messages_are_counted(well: Outbox, place: Place) -> None:
         add_row(connection, "dead")
 
     assert "1 message for enos is dead" in the_one(looked(well), "dead").text
+
+
+def test_a_write_lock_that_somebody_keeps_is_a_problem(well: Outbox, sqlite_place: Place) -> None:
+    with sqlite_place.engine.connect() as connection, connection.begin():
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        kept = the_one(looked(well), "lock")
+
+    assert (Level.PROBLEM, True) == (kept.level, "keeps the write lock" in kept.text)
+    assert Level.OK is the_one(looked(well), "lock").level
 
 
 # The spool's rows and files
@@ -550,3 +564,19 @@ def test_looking_changes_no_row(well: Outbox, place: Place) -> None:
     looked(well, offline=False)
 
     assert before == rows()
+
+
+@pytest.mark.parametrize("what", ["an empty file", "a directory"])
+def test_what_is_no_database_yet_is_not_looked_at_as_if_it_were_one(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "outbox.db"
+    if what == "an empty file":
+        path.touch(0o600)
+    else:
+        path.mkdir(0o755)
+    outbox_ = an_outbox(f"sqlite:///{path}", tmp_path / "spool")
+
+    found = looked(outbox_)
+
+    outbox_.close()
+    assert not [each for each in found if "prepare(engine)" in each.remedy and each.check != "wal_race"]
+    assert not [each for each in found if "chmod" in each.remedy or "auto_vacuum" in each.remedy]
