@@ -86,6 +86,7 @@ def run_before(code: Path, place: Place, program: str, **story: object) -> subpr
     )
 
 
+@pytest.mark.long
 def test_a_producer_of_the_version_before_enqueues_into_the_new_schema(place: Place, code_before: Path) -> None:
     run = run_before(code_before, place, PRODUCER, messages=MESSAGES)
 
@@ -94,6 +95,7 @@ def test_a_producer_of_the_version_before_enqueues_into_the_new_schema(place: Pl
         eventually(lambda: len(place.receiver.accepted) == len(MESSAGES))
 
 
+@pytest.mark.long
 def test_a_worker_of_the_version_before_refuses_with_what_to_do(place: Place, code_before: Path) -> None:
     program = PRODUCER.partition("engine =")[0] + "from outbox import Worker\nWorker(outbox).run(until_idle=True)\n"
 
@@ -113,6 +115,37 @@ def old_place(place: Place) -> Iterator[Place]:
         command.downgrade(config, "outbox@-1")
     yield place
     migrate.upgrade(place.database)
+
+
+WORKER = PRODUCER.partition("engine =")[0] + "from outbox import Worker\nWorker(outbox, poll=0.05).run()\n"
+
+
+@pytest.fixture
+def old_worker(old_place: Place, code_before: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of the version before, at work in its own schema."""
+    here = {"database": old_place.url, "spool": str(old_place.spool), "url": old_place.receiver.url}
+    environment = os.environ | {"PYTHONPATH": str(code_before), "STORY": json.dumps(here)}
+    with subprocess.Popen([sys.executable, "-c", WORKER], cwd=code_before, env=environment) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.long
+def test_a_running_worker_of_the_version_before_goes_on_when_the_schema_is_upgraded_under_it(
+    old_place: Place, old_worker: subprocess.Popen[bytes]
+) -> None:
+    outbox = old_place.outbox()
+    old_place.enqueue(outbox, "before", {"photo": b"bytes"})
+    old_place.receiver.wait_for(lambda each: len(each.accepted) == 1, 60)
+
+    migrate.upgrade(old_place.database)
+    for key, options in MESSAGES.items():
+        old_place.enqueue(outbox, key, {"photo": b"bytes"}, **options)
+    old_place.receiver.wait_for(lambda each: len(each.accepted) == 1 + len(MESSAGES), 60)
+
+    old_worker.terminate()
+    assert 0 == old_worker.wait(60)
+    old_place.check()
 
 
 def test_a_producer_of_this_version_enqueues_into_the_schema_before(old_place: Place) -> None:
