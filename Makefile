@@ -23,10 +23,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-test: setup ## every test, on SQLite and on a Postgres of its own (one folder: only=pure)
+test: setup ## every test, the largest in brief, on SQLite and on a Postgres of its own (one folder: only=pure)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal tests/$(only)
 
-test-all: setup ## the same, with the longest tests on both databases and not on one of them in turn
+test-all: setup ## the same at full size: the largest numbers whole, and the longest tests on both databases
 	OUTBOX_LONG=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal tests/$(only)
 
 scale: setup ## millions of messages on both databases, measured (one: only=sqlite; a quick look: OUTBOX_SCALE=50000)

@@ -3,6 +3,9 @@
 One Postgres serves the whole run. A plain run starts it when the first test wants it; under xdist the controller starts
 it in the background while the workers collect, and tells them its address. OUTBOX_TEST_PG_URL names another server.
 Without any, those tests are skipped; where CI or OUTBOX_ALL_TOOLS is set, they fail instead.
+
+OUTBOX_LONG=1 (`make test-all`) runs everything at full size: tests marked `long` on both databases instead of on one of them
+in turn, and the numbers that `in_full` of factories.py gives (messages, followers, bytes) as large as they were promised.
 """
 
 import contextlib

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,11 @@ from outbox.verdict import Settlement
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ORIGIN = 1579580182824
+
+
+def in_full(full: int, brief: int) -> int:
+    """A number that a story is about: the full one with OUTBOX_LONG=1, else one that shows the same in less time."""
+    return full if os.environ.get("OUTBOX_LONG") == "1" else brief
 
 
 @dataclass
@@ -160,7 +166,7 @@ def put(
     if place is not None:
         arriving.wake_stream(connection, place[0], new)
     if share_id is not None:
-        shares.wake(connection, share_id, new)
+        shares.wake(connection, [share_id], new.due_at, scheduled=new.scheduled)
     attachments = [Attachment(f"file-{number}", each, "photo.jpg", "image/jpeg") for number, each in enumerate(files)]
     arriving.attach(connection, message_id, attachments)
     return message_id

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 #: What may be there, and is asked for with a sentence where it is not.
 EXTRAS = [need for name, needs in PROJECT["optional-dependencies"].items() if name != "dev" for need in needs]
+#: Which distributions a top-level name may come from: looked up once, since every one that is installed is read for it.
+PROVIDED_BY = packages_distributions()
 
 
 def distribution(need: str) -> str:
@@ -40,8 +42,7 @@ def imported(node: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "outbox").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_whatever_is_imported_is_asked_for_by_name(path: Path) -> None:
-    known = packages_distributions()
     declared = {distribution(need) for need in [*PROJECT["dependencies"], *EXTRAS]}
     others = set(imported(ast.parse(path.read_text("utf-8")))) - {"outbox", "__future__", *sys.stdlib_module_names}
 
-    assert set() == {name for name in others if not declared & {distribution(each) for each in known.get(name, [name])}}
+    assert set() == {name for name in others if not declared & {distribution(each) for each in PROVIDED_BY.get(name, [name])}}

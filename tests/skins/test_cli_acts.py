@@ -17,54 +17,51 @@ import pytest
 import sqlalchemy as sa
 
 from outbox.model import State
-from outbox.tables import message
+from outbox.tables import audit, message
 from outbox.testing import Receiver
-from tests.factories import message_values
+from tests.factories import column, count, message_values
 from tests.skins.conftest import Terminal
 from tests.story.conftest import eventually
 
 
-def destination(terminal: Terminal) -> dict[str, object]:
-    (status,) = terminal.lines("status")
-    return dict(status["destinations"]["enos"])
-
-
-def refused(terminal: Terminal, receiver: Receiver, *options: str) -> None:
+def refused(terminal: Terminal, receiver: Receiver, **options: Any) -> None:
     """One message that its destination refuses."""
     receiver.refuse(lambda struct: True, msg="no such model")
-    assert 0 == terminal.enqueue("--file", "photo=photo.jpg", "--key", "bad", *options).returncode
-    terminal.run("drain")
+    terminal.put("bad", **options)
+    terminal.deliver()
     receiver.stop_refusing()
 
 
 def test_a_pause_says_who_and_why_and_nothing_is_sent(terminal: Terminal, receiver: Receiver) -> None:
-    terminal.enqueue("--file", "photo=photo.jpg")
+    terminal.put()
 
     paused = terminal.run("pause", "enos", "--reason", "maintenance until noon", "--by", "anna")
-    drained = terminal.run("drain")
+    drained, status, told = terminal.run_all(("drain",), ("status",), ("status", "--json"))
 
     assert (0, 4) == (paused.returncode, drained.returncode)
+    destination = json.loads(told.stdout)["destinations"]["enos"]
     assert ("pause", "maintenance until noon", "anna") == tuple(
-        destination(terminal)[name] for name in ("stop", "stop_text", "stopped_by")
+        destination[name] for name in ("stop", "stop_text", "stopped_by")
     )
-    assert "pause by anna: maintenance until noon" in terminal.run("status").stdout
+    assert "pause by anna: maintenance until noon" in status.stdout
     assert [] == receiver.requests
 
 
 def test_a_paused_destination_goes_on_when_it_is_resumed(terminal: Terminal, receiver: Receiver) -> None:
-    terminal.enqueue("--file", "photo=photo.jpg")
-    terminal.run("pause", "enos", "--reason", "a look around")
+    terminal.put()
+    terminal.outbox.pause("enos", "a look around", "anna")
 
     resumed = terminal.run("resume", "enos")
+    terminal.deliver()
 
-    assert (0, 0) == (resumed.returncode, terminal.run("drain").returncode)
+    assert 0 == resumed.returncode
     assert 1 == len(receiver.accepted)
 
 
 def test_who_it_was_is_known_without_being_told(terminal: Terminal) -> None:
     terminal.run("pause", "enos", "--reason", "why not")
 
-    assert str(destination(terminal)["stopped_by"]).startswith(f"{getpass.getuser()}@")
+    assert terminal.destination().stopped_by.startswith(f"{getpass.getuser()}@")
 
 
 def test_resuming_what_goes_is_said_with_exit_code_3(terminal: Terminal) -> None:
@@ -74,32 +71,32 @@ def test_resuming_what_goes_is_said_with_exit_code_3(terminal: Terminal) -> None
 
 
 def test_a_pause_without_a_reason_or_for_nobody_is_refused(terminal: Terminal) -> None:
-    assert 2 == terminal.run("pause", "enos").returncode
+    without, nobody = terminal.run_all(("pause", "enos"), ("pause", "eons", "--reason", "a typo"))
 
-    run = terminal.run("pause", "eons", "--reason", "a typo")
-
-    assert 2 == run.returncode
-    assert "no destination named 'eons'; declared: enos" in run.stderr
+    assert (2, 2) == (without.returncode, nobody.returncode)
+    assert "no destination named 'eons'; declared: enos" in nobody.stderr
 
 
 def test_a_dead_message_tells_the_destinations_words_and_is_replayed_by_its_key(terminal: Terminal, receiver: Receiver) -> None:
     refused(terminal, receiver)
-    (dead,) = terminal.lines("list", "--state", "dead")
 
-    replayed = terminal.run("replay", "bad", "--json")
-    terminal.run("drain")
+    listed, replayed = terminal.run_all(("list", "--state", "dead", "--json"), ("replay", "bad", "--json"))
+    terminal.deliver()
 
+    dead = json.loads(listed.stdout)
     assert ("rejected", "no such model") == (dead["reason"], dead["reason_text"])
     assert {"action": "replay", "act": 1, "messages": 1, "passed_over": 0} == json.loads(replayed.stdout)
-    (now,) = terminal.lines("list")
-    assert ("delivered", "bulk", 1, 2) == (now["state"], now["lane"], now["replays"], now["attempt"])
+    now = (column(terminal.outbox.database, "bad", name) for name in ("state", "lane", "replays", "attempt"))
+    assert ("delivered", "bulk", 1, 2) == tuple(now)
 
 
 def test_many_messages_are_replayed_only_if_that_is_meant(terminal: Terminal, receiver: Receiver) -> None:
     refused(terminal, receiver)
 
-    asked = terminal.run("replay", "--state", "dead", "--destination", "enos")
-    meant = terminal.run("replay", "--state", "dead", "--destination", "enos", "--reason", "rejected", "--yes")
+    asked, meant = terminal.run_all(
+        ("replay", "--state", "dead", "--destination", "enos"),
+        ("replay", "--state", "dead", "--destination", "enos", "--reason", "rejected", "--yes"),
+    )
 
     assert 2 == asked.returncode
     assert "this would replay 1 message (destination enos; state dead)" in " ".join(asked.stderr.split())
@@ -107,18 +104,17 @@ def test_many_messages_are_replayed_only_if_that_is_meant(terminal: Terminal, re
     assert (0, "replayed: 1 message\n") == (meant.returncode, meant.stderr)
 
 
-@pytest.mark.parametrize("action", ["replay", "cancel", "purge"])
-def test_everything_at_once_is_refused(terminal: Terminal, action: str) -> None:
-    run = terminal.run(action, "--yes")
+def test_everything_at_once_is_refused(terminal: Terminal) -> None:
+    runs = terminal.run_all(("replay", "--yes"), ("cancel", "--yes"), ("purge", "--yes"))
 
-    assert 2 == run.returncode
-    assert f"say which messages to {action}" in run.stderr
+    assert [2, 2, 2] == [run.returncode for run in runs]
+    assert all(f"say which messages to {run.args[0]}" in run.stderr for run in runs)
 
 
 def test_what_matches_nothing_ends_with_exit_code_3(terminal: Terminal) -> None:
     run = terminal.run("replay", "nobody")
 
-    assert (3, "nothing to replay\n") == (run.returncode, run.stderr)
+    assert (3, "no message has the id or key nobody\nnothing to replay\n") == (run.returncode, run.stderr)
 
 
 def test_a_reason_that_is_none_is_refused_with_those_that_are(terminal: Terminal) -> None:
@@ -129,32 +125,31 @@ def test_a_reason_that_is_none_is_refused_with_those_that_are(terminal: Terminal
 
 
 def test_a_pending_message_is_withdrawn(terminal: Terminal, receiver: Receiver) -> None:
-    terminal.enqueue("--file", "photo=photo.jpg", "--key", "wrong")
+    terminal.put("wrong")
 
-    cancelled = terminal.run("cancel", "wrong")
+    cancelled, drained = terminal.run_all(("cancel", "wrong"), ("drain",))
 
-    assert (0, 0) == (cancelled.returncode, terminal.run("drain").returncode)
-    assert ["cancelled"] == [each["state"] for each in terminal.lines("list")]
+    assert (0, 0) == (cancelled.returncode, drained.returncode)
+    assert {"wrong": "cancelled"} == terminal.states()
     assert [] == receiver.requests
 
 
 def test_a_blocked_key_is_shown_and_goes_on_when_it_is_resumed(terminal: Terminal, receiver: Receiver) -> None:
-    refused(terminal, receiver, "--ordering-key", "turbine-7")
-    terminal.enqueue("--file", "photo=photo.jpg", "--key", "next", "--ordering-key", "turbine-7")
-    terminal.run("drain")
-    (status,) = terminal.lines("status")
-    shown = terminal.run("status").stdout
+    refused(terminal, receiver, ordering_key="turbine-7")
+    terminal.put("next", ordering_key="turbine-7")
+    terminal.deliver()
 
-    resumed = terminal.run("resume", "enos", "--key", "turbine-7")
-    terminal.run("drain")
+    told, shown, resumed = terminal.run_all(("status", "--json"), ("status",), ("resume", "enos", "--key", "turbine-7"))
+    terminal.deliver()
 
+    status = json.loads(told.stdout)
     assert [("turbine-7", "rejected", "no such model")] == [
         (each["ordering_key"], each["reason"], each["reason_text"]) for each in status["blocked_keys"]
     ]
     assert 1 == status["destinations"]["enos"]["blocked_keys"]
-    assert "outbox resume DESTINATION --key KEY" in shown
+    assert "outbox resume DESTINATION --key KEY" in shown.stdout
     assert 0 == resumed.returncode
-    assert {"bad": "dead", "next": "delivered"} == {each["key"]: each["state"] for each in terminal.lines("list")}
+    assert {"bad": "dead", "next": "delivered"} == terminal.states()
 
 
 def test_a_message_may_be_given_an_end(terminal: Terminal) -> None:
@@ -206,9 +201,13 @@ def begin(terminal: Terminal, *arguments: str, **options: Any) -> subprocess.Pop
 def test_a_dry_run_tells_everything_and_does_nothing(terminal: Terminal) -> None:
     add_dead(terminal, 1200)
 
-    run = terminal.run("replay", "--state", "dead", "--dry-run")
-    (told,) = terminal.lines("purge", "--state", "dead", "--limit", "7", "--dry-run")
+    run, purge, audited = terminal.run_all(
+        ("replay", "--state", "dead", "--dry-run"),
+        ("purge", "--state", "dead", "--limit", "7", "--dry-run", "--json"),
+        ("audit", "--json"),
+    )
 
+    told = json.loads(purge.stdout)
     assert 0 == run.returncode
     assert [
         "would replay      1,200 messages (state dead)",
@@ -220,18 +219,18 @@ def test_a_dry_run_tells_everything_and_does_nothing(terminal: Terminal) -> None
     )
     assert {"bytes", "files", "file_bytes", "destinations", "oldest", "may_be_duplicates", "lost_their_file"} <= set(told)
     assert {0: 1200} == replayed(terminal)
-    assert [] == terminal.lines("audit")
+    assert "" == audited.stdout
 
 
 def test_a_purge_is_for_ever_so_it_asks_even_for_one(terminal: Terminal, receiver: Receiver) -> None:
     refused(terminal, receiver)
 
-    asked, meant = terminal.run("purge", "bad"), terminal.run("purge", "bad", "--yes")
+    asked, meant = terminal.run_all(("purge", "bad"), ("purge", "bad", "--yes"))
 
     assert (2, 0) == (asked.returncode, meant.returncode)
     assert "say --yes if that is meant" in " ".join(asked.stderr.split())
     assert "purged: 1 message\n" == meant.stderr
-    assert [] == terminal.lines("list")
+    assert {} == terminal.states()
     assert [] == [each for each in (terminal.folder / "spool").glob("??/*") if each.is_file()]
 
 
@@ -247,9 +246,10 @@ def test_an_interrupted_replay_says_how_to_go_on_and_a_killed_one_is_in_the_audi
     eventually(lambda: done_so_far(terminal) > done)
     killed.kill()
     killed.communicate()
-    (row,) = terminal.lines("audit")
-    shown = terminal.run("audit")
-    ended = terminal.run("replay", "--continue", "1")
+    told, shown, ended, after = terminal.run_all(
+        ("audit", "--json"), ("audit",), ("replay", "--continue", "1"), ("audit", "--json")
+    )
+    row = json.loads(told.stdout)
 
     assert 1 == process.returncode
     assert f"stopped after {done} messages; go on with: outbox replay --continue 1" in words
@@ -258,15 +258,12 @@ def test_an_interrupted_replay_says_how_to_go_on_and_a_killed_one_is_in_the_audi
     assert "go on with: outbox replay --continue 1" in shown.stderr
     assert (0, "replayed: 60 messages\n") == (ended.returncode, ended.stderr)
     assert {1: 60} == replayed(terminal)
-    (row,) = terminal.lines("audit")
+    row = json.loads(after.stdout)
     assert (60, None, True) == (row["messages"], row["continue"], row["finished_at"] is not None)
 
 
 def test_going_on_needs_no_other_words(terminal: Terminal) -> None:
-    runs = [
-        terminal.run("cancel", "--continue", "1", "--state", "dead"),
-        terminal.run("cancel", "--continue", "1"),
-    ]
+    runs = terminal.run_all(("cancel", "--continue", "1", "--state", "dead"), ("cancel", "--continue", "1"))
 
     assert [2, 2] == [run.returncode for run in runs]
     assert "say nothing else about which messages" in " ".join(runs[0].stderr.split())
@@ -291,10 +288,10 @@ def test_a_person_is_asked_with_the_numbers_and_sees_a_bar(terminal: Terminal) -
     add_dead(terminal, 120)
 
     said_no, question = on_a_terminal(terminal, b"n\n", "cancel", "--state", "dead")
-    before = terminal.lines("audit")
+    before = count(terminal.outbox.database, audit)
     said_yes, shown = on_a_terminal(terminal, b"y\n", "cancel", "--state", "dead", "--rate", "400")
 
-    assert (1, []) == (said_no, before)
+    assert (1, 0) == (said_no, before)
     assert "cancel 120 messages (state dead): 11.7 KiB?" in question
     assert 0 == said_yes
     assert "120/120" in shown

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from outbox.testing import Receiver
 from tests.skins.conftest import SECRET, Terminal
 
-PLAIN = {"assetId": "turbine-7", "time": 1579580182824, "events": {"crack": {"severity": 3}}}
-
 
 @pytest.fixture(scope="module")
-def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+def terminal(initialized: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     """An outbox in which message 1 has the key 2, message 2 the key 777777, and message 3 the key "two words"."""
     with Receiver(app_secret=SECRET) as receiver:
-        terminal = Terminal(tmp_path_factory.mktemp("names"), receiver)
-        assert 0 == terminal.run("init").returncode
+        folder = tmp_path_factory.mktemp("names")
+        terminal = Terminal(shutil.copytree(initialized, folder, dirs_exist_ok=True), receiver)
         for key in ("2", "777777", "two words"):
-            assert 0 == terminal.enqueue("--key", key, payload=PLAIN).returncode
+            terminal.put(key)
         yield terminal
+        terminal.close()
 
 
-def meant(terminal: Terminal, *words: str) -> list[int]:
-    run = terminal.run("list", *words, "--json")
+def listed(run: subprocess.CompletedProcess[str]) -> list[int]:
     assert 0 == run.returncode, run.stderr
     return sorted(json.loads(line)["id"] for line in run.stdout.splitlines())
 
 
 def test_a_key_of_digits_is_meant_where_no_message_has_it_as_its_id(terminal: Terminal) -> None:
-    assert [2, 3] == meant(terminal, "777777", "two words")
+    assert [2, 3] == listed(terminal.run("list", "777777", "two words", "--json"))
 
 
 @pytest.mark.parametrize("command", [("list",), ("cancel", "--dry-run")])
@@ -45,8 +45,9 @@ def test_an_id_that_is_another_messages_key_is_not_guessed_at(terminal: Terminal
 
 
 def test_what_is_said_exactly_is_meant(terminal: Terminal) -> None:
-    assert [1] == meant(terminal, "--key", "2")
-    assert [2] == meant(terminal, "--id", "2")
+    by_key, by_id = terminal.run_all(("list", "--key", "2", "--json"), ("list", "--id", "2", "--json"))
+
+    assert ([1], [2]) == (listed(by_key), listed(by_id))
 
 
 def test_bytes_that_are_no_text_are_refused_with_a_sentence(terminal: Terminal) -> None:

@@ -15,94 +15,90 @@ from outbox.cli import group
 from outbox.model import State
 from outbox.tables import audit, message
 from outbox.testing import Receiver
-from tests.factories import NOW, message_values
+from tests.factories import NOW, count, message_values
 from tests.skins.conftest import SECRET, Terminal
 
 
-def states(terminal: Terminal) -> dict[str, str]:
-    return {each["key"]: each["state"] for each in terminal.lines("list")}
-
-
 def test_one_key_is_paused_shown_explained_and_goes_on(terminal: Terminal, receiver: Receiver) -> None:
-    terminal.enqueue("--file", "photo=photo.jpg", "--key", "held", "--ordering-key", "turbine 7")
-    terminal.enqueue("--file", "photo=photo.jpg", "--key", "other")
+    terminal.put("held", ordering_key="turbine 7")
+    terminal.put("other")
 
     paused = terminal.run("pause", "enos", "--key", "turbine 7", "--reason", "the wrong model", "--by", "anna")
-    drained = terminal.run("drain")
-    shown = terminal.run("status").stdout
-    (status,) = terminal.lines("status")
-    explained = terminal.run("explain", "held").stdout
-    (detail,) = terminal.lines("show", "held")
+    drained, shown, told, explained, detail = terminal.run_all(
+        ("drain",), ("status",), ("status", "--json"), ("explain", "held"), ("show", "held", "--json")
+    )
+
+    status = json.loads(told.stdout)["destinations"]["enos"]
 
     assert (0, 4) == (paused.returncode, drained.returncode)
     assert "the ordering key turbine 7 of enos is paused; go on with: outbox resume enos --key 'turbine 7'\n" == paused.stderr
-    assert {"held": "pending", "other": "delivered"} == states(terminal)
-    assert "enos: 1 ordering key is paused; see: outbox explain enos\n" in shown
-    assert (1, None) == (status["destinations"]["enos"]["paused_keys"], status["destinations"]["enos"]["stop"])
-    assert "ordering key 'turbine 7' of message 1 is paused by anna since" in explained
-    assert "outbox resume enos --key 'turbine 7'" in explained
-    assert detail["next_try_at"] is None
+    assert {"held": "pending", "other": "delivered"} == terminal.states()
+    assert "enos: 1 ordering key is paused; see: outbox explain enos\n" in shown.stdout
+    assert (1, None) == (status["paused_keys"], status["stop"])
+    assert "ordering key 'turbine 7' of message 1 is paused by anna since" in explained.stdout
+    assert "outbox resume enos --key 'turbine 7'" in explained.stdout
+    assert json.loads(detail.stdout)["next_try_at"] is None
 
     resumed = terminal.run("resume", "enos", "--key", "turbine 7")
-    again = terminal.run("resume", "enos", "--key", "turbine 7")
+    again, drained, shown, audited = terminal.run_all(
+        ("resume", "enos", "--key", "turbine 7"), ("drain",), ("status",), ("audit", "--json")
+    )
 
     assert (0, "the ordering key turbine 7 of enos goes on\n") == (resumed.returncode, resumed.stderr)
     assert (3, "the ordering key turbine 7 of enos was not stopped\n") == (again.returncode, again.stderr)
-    assert 0 == terminal.run("drain").returncode
-    assert "paused" not in terminal.run("status").stdout
-    assert ["resume", "pause"] == [each["action"] for each in terminal.lines("audit")]
+    assert 0 == drained.returncode
+    assert "paused" not in shown.stdout
+    assert ["resume", "pause"] == [json.loads(each)["action"] for each in audited.stdout.splitlines()]
 
 
 def test_json_names_the_key_or_says_that_there_is_none(terminal: Terminal) -> None:
-    key = terminal.lines("pause", "enos", "--key", "turbine-7", "--reason", "why not")
-    whole = terminal.lines("pause", "enos", "--reason", "why not")
+    why = ("--reason", "why not", "--json")
+    key, whole = terminal.run_all(("pause", "enos", "--key", "turbine-7", *why), ("pause", "enos", *why))
 
-    assert [{"destination": "enos", "ordering_key": "turbine-7", "stop": "pause"}] == key
-    assert [{"destination": "enos", "ordering_key": None, "stop": "pause"}] == whole
+    assert {"destination": "enos", "ordering_key": "turbine-7", "stop": "pause"} == json.loads(key.stdout)
+    assert {"destination": "enos", "ordering_key": None, "stop": "pause"} == json.loads(whole.stdout)
 
 
 def test_resuming_the_destination_leaves_its_paused_keys(terminal: Terminal) -> None:
-    for key in ("a", "b"):
-        terminal.run("pause", "enos", "--key", key, "--reason", "why not")
-    terminal.run("pause", "enos", "--reason", "why not")
+    for key in ("a", "b", None):
+        terminal.outbox.pause("enos", "why not", "anna", ordering_key=key)
 
-    terminal.run("resume", "enos")
+    _, status = terminal.run_all(("resume", "enos"), ("status",))
 
-    assert "enos: 2 ordering keys are paused; see: outbox explain enos\n" in terminal.run("status").stdout
+    assert terminal.destination().stop is None
+    assert "enos: 2 ordering keys are paused; see: outbox explain enos\n" in status.stdout
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--reason", ""), "reason: says nothing; say why, for whoever finds it stopped"),
-        (("--reason", "x" * 501), "reason: has 501 characters; say it in 500 at most"),
-        (("--reason", "why", "--key", ""), "ordering_key: no message has ''"),
-    ],
-    ids=["empty", "long", "no key"],
-)
-def test_a_reason_or_a_key_that_is_none_is_refused(terminal: Terminal, options: tuple[str, ...], said: str) -> None:
-    run = terminal.run("pause", "enos", *options)
+def test_a_reason_or_a_key_that_is_none_is_refused(terminal: Terminal) -> None:
+    empty, long, no_key = terminal.run_all(
+        ("pause", "enos", "--reason", ""),
+        ("pause", "enos", "--reason", "x" * 501),
+        ("pause", "enos", "--reason", "why", "--key", ""),
+    )
 
-    assert 2 == run.returncode
-    assert said in run.stderr
-    assert [] == terminal.lines("audit")
+    assert [2, 2, 2] == [run.returncode for run in (empty, long, no_key)]
+    assert "reason: says nothing; say why, for whoever finds it stopped" in empty.stderr
+    assert "reason: has 501 characters; say it in 500 at most" in long.stderr
+    assert "ordering_key: no message has ''" in no_key.stderr
+    assert 0 == count(terminal.outbox.database, audit)
 
 
 def test_a_secret_in_a_reason_is_not_kept(terminal: Terminal) -> None:
     terminal.run("pause", "enos", "--reason", f"its secret {SECRET} is being changed")
 
-    (status,) = terminal.lines("status")
-    assert "its secret *** is being changed" == status["destinations"]["enos"]["stop_text"]
-    assert SECRET not in json.dumps(terminal.lines("audit"))
+    status, audited = terminal.run_all(("status", "--json"), ("audit", "--json"))
+    assert "its secret *** is being changed" == json.loads(status.stdout)["destinations"]["enos"]["stop_text"]
+    assert "pause" in audited.stdout
+    assert SECRET not in audited.stdout
+    assert SECRET.encode() not in (terminal.folder / "outbox.db").read_bytes()
 
 
-@pytest.mark.parametrize("command", [("list",), ("replay", "--dry-run"), ("deliveries",)], ids=lambda each: each[0])
-def test_a_span_the_wrong_way_round_is_refused(terminal: Terminal, command: tuple[str, ...]) -> None:
-    run = terminal.run(*command, "--since", "1h", "--until", "2h")
+def test_a_span_the_wrong_way_round_is_refused(terminal: Terminal) -> None:
+    span = ("--since", "1h", "--until", "2h")
+    runs = terminal.run_all(("list", *span), ("replay", "--dry-run", *span), ("deliveries", *span))
 
-    assert 2 == run.returncode
-    assert "since: " in run.stderr
-    assert " is later than until, " in run.stderr
+    assert [2, 2, 2] == [run.returncode for run in runs]
+    assert all("since: " in run.stderr and " is later than until, " in run.stderr for run in runs)
 
 
 # Acts.
@@ -140,11 +136,16 @@ def test_each_act_to_go_on_with_has_a_line_of_its_own(terminal: Terminal) -> Non
 def test_one_file_is_one_file(terminal: Terminal) -> None:
     add_dead(terminal, 2, files=1, file_bytes=10)
 
-    one = terminal.run("cancel", "--state", "dead", "--limit", "1")
-    two = terminal.run("cancel", "--state", "dead")
+    one, two = terminal.run_all(("cancel", "--state", "dead", "--limit", "1"), ("cancel", "--state", "dead"))
 
     assert "with 1 file;" in " ".join(one.stderr.split())
     assert "with 2 files;" in " ".join(two.stderr.split())
+
+
+def acted(terminal: Terminal) -> int:
+    """How many messages the audit says the only act was about."""
+    with terminal.outbox.database.read() as connection:
+        return int(connection.execute(sa.select(audit.c.messages)).scalar_one())
 
 
 @pytest.fixture
@@ -182,10 +183,10 @@ def test_an_interruption_after_a_commit_counts_what_was_committed(
 
     run = run_here("replay", "--state", "dead", "--yes")
 
-    (row,) = terminal.lines("audit")
-    assert row["messages"] >= 50 * step
+    done = acted(terminal)
+    assert done >= 50 * step
     assert 1 == run.exit_code
-    assert f"stopped after {row['messages']} messages; go on with: outbox replay --continue 1\n" in run.stderr
+    assert f"stopped after {done} messages; go on with: outbox replay --continue 1\n" in run.stderr
 
 
 def test_an_interruption_of_an_act_that_was_over_says_so(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,26 +20,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from outbox.database import Database
 from outbox.tables import metadata
 from outbox.testing import Answer, Receiver, Status
+from tests.commands import run_all
 from tests.story.conftest import eventually
 
 KEY, SECRET = "canary-key-41f9", 'canary"secret/7f+3a9c'
 #: Known to the worker, and never sent to anybody.
 UNUSED = "canary-of-the-careless"
 EVENT = {"assetId": "turbine-7", "time": 1579580182824, "events": {"crack": {"severity": 3, "photo": "local://photo"}}}
-
-
-ONE_AFTER_THE_OTHER = """
-import json, sys
-from outbox.cli import main
-codes = []
-for command in json.loads(sys.argv[1]):
-    try:
-        main(command)
-    except SystemExit as end:
-        codes.append(end.code)
-print()
-print(codes)
-"""
 
 
 class Shell:
@@ -73,12 +61,10 @@ class Shell:
         return run
 
     def run_all(self, *commands: tuple[str, ...]) -> list[int]:
-        """Several commands in one process, since each start costs a second; their exit codes."""
-        program = [sys.executable, "-c", ONE_AFTER_THE_OTHER, json.dumps(commands)]
-        run = subprocess.run(program, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60)
-        self.said += [run.stdout, run.stderr]
-        codes: list[int] = json.loads(run.stdout.splitlines()[-1])
-        return codes
+        """Several commands in one process; their exit codes."""
+        runs = run_all(commands, self.folder, self.environment)
+        self.said += [text for run in runs for text in (run.stdout, run.stderr)]
+        return [run.returncode for run in runs]
 
     def enqueue(self, destination: str = "enos", key: str = "k") -> None:
         more = ("--payload", "-", "--file", "photo=photo.jpg", "--key", key)
@@ -137,10 +123,8 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, receiver: Receiver) -> Shell:
-    shell = Shell(tmp_path, receiver)
-    shell.run("init", code=0)
-    return shell
+def shell(initialized: Path, tmp_path: Path, receiver: Receiver) -> Shell:
+    return Shell(shutil.copytree(initialized, tmp_path, dirs_exist_ok=True), receiver)
 
 
 def test_a_worker_has_pages_and_ends_when_it_is_told_through_the_database(shell: Shell, receiver: Receiver) -> None:

@@ -60,6 +60,7 @@ def some_rows(place: Place, number: int, state: State, **changes: Any) -> None:
 # What goes, and when
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("state", "days"), [(DELIVERED, 7), (CANCELLED, 7), (DEAD, 90)])
 def test_what_is_over_goes_when_its_time_has_come(place: Place, outbox_here: Outbox, state: State, days: int) -> None:
     some_rows(place, HANDFUL + 3, state)

@@ -11,27 +11,31 @@ import pytest
 import sqlalchemy as sa
 
 from outbox import State
+from outbox.policy import GONE_AFTER
 from outbox.tables import attempt
 from outbox.testing import Hold, Received, Receiver, Slow, SlowRead
-from tests.factories import column, outcomes, states
+from tests.factories import column, in_full, outcomes, states
 from tests.postgres import Postgres
 from tests.story.conftest import Place, eventually
 
 #: For stories that need not wait for the default fifteen seconds.
 SOON = 2.0
 FAST = {"gone_after": SOON, "poll": 0.05}
+#: Seconds that a machine which is busy with others may add.
+BUSY = 5.0
 #: More than the sockets between us and the receiver hold: a slow reader catches the upload in the middle.
 BIG = 12_000_000
 
 
 @pytest.mark.long
 def test_the_upload_of_a_killed_worker_is_taken_over_in_time(place: Place) -> None:
-    """With the timings that everybody gets: gone after 15 s."""
+    """In full with the timings that everybody gets: gone after 15 s."""
+    gone_after = in_full(round(GONE_AFTER), 3)
     place.receiver.misbehave(SlowRead(1_000_000))
     place.enqueue(place.outbox(), "a", {"photo": os.urandom(BIG)})
-    first = place.run("work")
+    first = place.run("work", worker={"gone_after": gone_after})
     place.receiver.wait_for(lambda receiver: receiver.in_flight == 1, 20)
-    second = place.run("work")
+    second = place.run("work", worker={"gone_after": gone_after})
     second.until_logged("delivers to enos")
 
     first.kill()
@@ -40,7 +44,7 @@ def test_the_upload_of_a_killed_worker_is_taken_over_in_time(place: Place) -> No
     took = time.monotonic() - killed
 
     print(f"taken over and delivered {took:.1f} s after kill -9")
-    assert took <= 15 + 2
+    assert took <= gone_after + BUSY
     eventually(lambda: states(place.database) == {"a": State.DELIVERED})
     assert [("unknown", None), ("delivered", None)] == outcomes(place.database, "a")
     place.check()
@@ -55,12 +59,13 @@ def test_a_lone_worker_that_is_killed_and_started_again_goes_on_in_time(place: P
 
     first.kill()
     place.receiver.release()
-    killed = time.monotonic()
-    place.run("work", worker=FAST)
+    second = place.run("work", worker=FAST)
+    second.until_logged("delivers to enos")  # how long Python takes to start is no matter here
+    started = time.monotonic()
     place.receiver.wait_for(lambda receiver: len(receiver.accepted) == 1, 20)
-    took = time.monotonic() - killed
+    took = time.monotonic() - started
 
-    assert took <= 2 * SOON
+    assert took <= SOON + BUSY
     eventually(lambda: states(place.database) == {"a": State.DELIVERED})
     assert [("unknown", None), ("delivered", None)] == outcomes(place.database, "a")
     assert [True, True] == [request.stored for request in place.receiver.requests]

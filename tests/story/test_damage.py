@@ -22,12 +22,12 @@ from outbox.checkup import Damage, Level, Verification
 from outbox.errors import OutboxError, SchemaError
 from outbox.tables import attachment, file, message
 from outbox.testing import Receiver
-from tests.factories import an_outbox, reasons, states
+from tests.factories import an_outbox, in_full, reasons, states
 from tests.postgres import Postgres
 from tests.story.conftest import Place, eventually
 
 #: So many bits are flipped in the database, one after the other, each anew.
-FLIPS = 1000 if os.environ.get("OUTBOX_LONG") == "1" else 100
+FLIPS = in_full(1000, 60)
 
 
 def verified(outbox: Outbox, **options: Any) -> list[Damage]:

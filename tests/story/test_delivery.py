@@ -92,6 +92,7 @@ def test_many_messages_travel_in_one_request(place: Place, hand: Hand, outbox_he
     place.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("policy", "sizes"),
     [
@@ -148,6 +149,7 @@ ILLS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ill", ILLS)
 def test_an_outage_costs_nothing(place: Place, hand: Hand, outbox_here: Outbox, ill: str) -> None:
     # More than the sockets between us and the receiver hold, or a hang-up would come after the last byte went out.
@@ -203,6 +205,7 @@ def test_the_breaker_opens_after_five_failures_and_probes_with_one_message(
     assert [False] * 5 + [True] == [each.probe for each in deliveries(place.database)]
 
 
+@pytest.mark.long
 def test_probes_come_further_and_further_apart(place: Place, hand: Hand, outbox_here: Outbox) -> None:
     enqueue_many(place, outbox_here, 2)
     place.receiver.always(Status(503))
@@ -364,6 +367,7 @@ def test_a_message_that_fails_alone_at_a_destination_nobody_else_uses_is_kept(pl
 # Unknown outcomes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trouble", [HangUp("after_body"), HangUp("in_answer", after_bytes=10), Silence()])
 def test_an_answer_that_is_lost_is_unknown_and_sent_again(place: Place, trouble: Any) -> None:
     outbox_ = place.outbox(Policy(send_base=0.5, breaker_after=100), clock=place.clock)
@@ -414,6 +418,7 @@ def test_where_nothing_may_arrive_twice_an_unknown_outcome_is_the_end(place: Pla
 # One bad message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("guilty", [{"m0"}, {"m6"}, {"m2", "m3"}, {"m0", "m4", "m9"}])
 def test_a_refused_batch_is_halved_until_the_guilty_are_found(
     place: Place, hand: Hand, outbox_here: Outbox, guilty: set[str]
@@ -466,6 +471,7 @@ def last_bit(path: Path) -> None:
         file.write(bytes([last[0] ^ 0x80]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [10, 600_000])
 @pytest.mark.parametrize(
     ("alter", "reason"),

@@ -193,6 +193,7 @@ PAYLOADS: dict[str, tuple[Any, str, str]] = {
 }
 
 
+@pytest.mark.long
 def test_a_faulty_payload_is_refused_with_the_place_and_the_remedy(door: Door, subtests: pytest.Subtests) -> None:
     for name, (payload, path, words) in PAYLOADS.items():
         with subtests.test(name):
@@ -319,6 +320,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.long
 def test_a_source_that_is_no_file_is_refused(door: Door, tmp_path: Path, subtests: pytest.Subtests) -> None:
     for number, (name, (make, words)) in enumerate(SOURCES.items()):
         folder = tmp_path / f"producer-{number}"

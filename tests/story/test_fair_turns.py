@@ -16,7 +16,7 @@ from outbox import Outbox, Policy, State
 from outbox.model import Reason, Selection
 from outbox.tables import message, share
 from outbox.testing import Answer, HangUp, Hold, Receiver, Status
-from tests.factories import column, event, message_values, reasons, states
+from tests.factories import column, event, in_full, message_values, reasons, states
 from tests.story.conftest import Hand, Place, eventually
 from tests.story.test_contention import together
 
@@ -65,6 +65,7 @@ def resting(place: Place) -> bool:
 # Fair turns
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["policy", "enqueue"])
 def test_a_months_backlog_of_one_key_does_not_delay_another_keys_message(place: Place, way: str) -> None:
     outbox = place.outbox(UNORDERED if way == "policy" else Policy(), clock=place.clock)
@@ -86,6 +87,7 @@ def test_a_months_backlog_of_one_key_does_not_delay_another_keys_message(place: 
     assert "again" in carried(place.receiver)[2]
 
 
+@pytest.mark.long
 def test_a_backlog_drains_to_the_last_message(place: Place) -> None:
     outbox = place.outbox(UNORDERED, clock=place.clock)
     hand = place.hand(outbox)
@@ -252,6 +254,7 @@ def test_many_workers_serve_one_key_at_the_same_time(place: Place) -> None:
     place.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["cancel", "replay"])
 def test_a_person_may_choose_by_ordering_key_whether_its_order_is_kept_or_not(place: Place, verb: str) -> None:
     outbox = place.outbox(clock=place.clock)
@@ -397,7 +400,7 @@ def test_nothing_is_stranded_by_rollbacks_kills_and_retries(place: Place) -> Non
     workers = [place.run("work", **story) for _ in range(2)]
 
     def produce(name: str, luck: random.Random) -> None:
-        for number in range(15):
+        for number in range(in_full(15, 8)):
             keys = [f"{name}-{number}-{each}" for each in range(luck.randint(1, 5))]
             with place.engine.connect() as connection:
                 for key in sorted(keys, key=lambda key: f"k{hash_of(key) % 7}"):

@@ -25,17 +25,17 @@ from outbox.tables import message
 from outbox.testing import Hold, Receiver, Status, server
 from outbox.testing.upload import body_blocks
 from outbox.worker import _Sender
-from tests.factories import event, message_values, states
+from tests.factories import event, in_full, message_values, states
 from tests.story.conftest import Hand, Place, eventually
 
 MB = 1_000_000
-#: How fast the large upload of the measurement goes, and how large it is: under way for seven seconds.
+#: How fast the large upload of the measurement goes, and how large it is: in full under way for seven seconds.
 PACE = 20 * MB
-LARGE = 140 * MB
+LARGE = in_full(140, 40) * MB
 #: Small events measured while a large upload is under way, at least.
-SMALL = 1000
+SMALL = in_full(1000, 400)
 #: Small events in one stretch of the measurement, at most, how many are committed together, and seconds between two commits.
-STRETCH = 500
+STRETCH = in_full(500, 200)
 TOGETHER = 5
 EVERY = 0.03
 
@@ -86,36 +86,38 @@ def test_every_lane_gets_its_share_of_a_senders_turns(place: Place) -> None:
 @pytest.mark.long
 def test_a_flood_of_express_messages_starves_nobody(place: Place) -> None:
     policy = Policy(batch_messages=1, senders=2)
-    for lane, number in ((Lane.BULK, 2000), (Lane.NORMAL, 200), (Lane.EXPRESS, 150)):
+    urgent = in_full(150, 72)
+    for lane, number in ((Lane.BULK, 12 * urgent), (Lane.NORMAL, 2 * urgent), (Lane.EXPRESS, urgent)):
         backlog(place, lane, number, due_at=utc_now())
 
     with Worker(place.outbox(policy), poll=0.05):
-        place.receiver.wait_for(lambda each: lanes_of(each).count("express") == 150, 60)
+        place.receiver.wait_for(lambda each: lanes_of(each).count("express") == urgent, 60)
 
     order = lanes_of(place.receiver)
     during = Counter(order[: len(order) - order[::-1].index("express")])
-    print(f"until the last of 150 express messages: {dict(during)}")
-    assert during["normal"] >= 150 // 8 * 4 * 0.7
-    assert during["bulk"] >= 150 // 8 * 0.7
+    print(f"until the last of {urgent} express messages: {dict(during)}")
+    assert during["normal"] >= urgent // 8 * 4 * 0.7
+    assert during["bulk"] >= urgent // 8 * 0.7
     place.check(drained=False)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_fresh_messages_overtake_a_backlog_of_two_thousand(place: Place) -> None:
+def test_fresh_messages_overtake_a_long_backlog(place: Place) -> None:
     outbox = place.outbox(Policy(batch_messages=10, senders=1))
-    backlog(place, Lane.BULK, 2000, due_at=utc_now())
+    old, fresh = in_full(2000, 800), in_full(15, 6)
+    backlog(place, Lane.BULK, old, due_at=utc_now())
     committed: dict[str, float] = {}
     with Worker(outbox, poll=0.05):
         place.receiver.wait_for(lambda each: len(each.requests) > 2)
-        for number in range(15):
+        for number in range(fresh):
             for lane in (Lane.NORMAL, Lane.EXPRESS):
                 key = f"{lane.value}-{number}"
                 place.enqueue(outbox, key, lane=lane)
                 committed[key] = time.monotonic()
                 place.receiver.wait_for(lambda each, key=key: key in arrivals(each), 20)
         left = Counter(states(place.database).values())[State.PENDING]
-        place.receiver.wait_for(lambda each: len(each.accepted) >= 2030, 60)
+        place.receiver.wait_for(lambda each: len(each.accepted) >= old + 2 * fresh, 60)
         eventually(lambda: set(states(place.database).values()) == {State.DELIVERED})
 
     arrived = arrivals(place.receiver)
@@ -179,6 +181,7 @@ def test_a_probe_prefers_a_small_message(place: Place, mixed: Outbox) -> None:
     place.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lane", ["express", "bulk"])
 def test_a_probe_prefers_a_small_message_of_any_lane(place: Place, mixed: Outbox, lane: str) -> None:
     hand = place.hand(mixed)
@@ -215,6 +218,7 @@ def test_where_the_small_ones_are_put_off_a_large_one_is_the_probe(place: Place,
     assert hand.turn("large")
 
 
+@pytest.mark.long
 def test_a_large_probe_under_way_does_not_hold_up_small_messages(place: Place, mixed: Outbox) -> None:
     """As it arrives in the field: an outage over the week-end, one large video waits, and the line is slow."""
     hand = place.hand(mixed)
@@ -235,6 +239,7 @@ def test_a_large_probe_under_way_does_not_hold_up_small_messages(place: Place, m
     place.check()
 
 
+@pytest.mark.long
 def test_a_large_upload_does_not_hold_up_small_ones_in_the_ramp(place: Place, mixed: Outbox) -> None:
     hand = place.hand(mixed)
     place.enqueue(mixed, "probe")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter
@@ -19,11 +18,16 @@ from outbox import Lane, Outbox, Policy, State, Token, Worker
 from outbox.tables import delivery
 from outbox.testing import Hold, Receiver, Slow, Status
 from outbox.testing.ledger import rate_of
-from tests.factories import column, count, event, outcomes, states
+from tests.factories import column, count, event, in_full, outcomes, states
 from tests.story.conftest import Hand, Place, eventually
 
 #: Seconds over which a rate is measured at the receiver.
 WINDOWS = (0.2, 1.0, 3.0)
+#: Requests a second of four processes together: in brief so few that a busy machine, too, would make more if it were let.
+RATE = in_full(50, 20)
+#: How much of a rate must be used at least, so that nobody who is held back by something else would pass; a machine that is
+#: busy with others does not get it all done.
+USED = 0.3
 
 
 @pytest.fixture
@@ -59,17 +63,12 @@ def keys_of(number: int, name: str = "m") -> list[str]:
 
 def begins_nothing_for(receiver: Receiver, seconds: float) -> bool:
     """Whether no upload begins within that time."""
-    known = len(receiver.requests) + receiver.in_flight
+    known = receiver.begun
     try:
-        receiver.wait_for(lambda each: len(each.requests) + each.in_flight > known, seconds)
+        receiver.wait_for(lambda each: each.begun > known, seconds)
     except TimeoutError:
         return True
     return False
-
-
-def crowded() -> bool:
-    """Whether others keep this machine so busy that what four workers get done says little about them."""
-    return os.getloadavg()[0] > 3 * (os.cpu_count() or 1)
 
 
 def under_way(place: Place) -> int:
@@ -94,12 +93,12 @@ def in_thread(job: Callable[[], object]) -> Iterator[threading.Thread]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("burst", "messages"), [(None, 320), (5, 260)])
+@pytest.mark.parametrize(("burst", "messages"), [(None, in_full(320, 100)), (5, in_full(260, 80))])
 @pytest.mark.long
 def test_four_processes_keep_to_one_rate_and_one_number_of_uploads_and_stop_when_paused(
     distant: Place, burst: float | None, messages: int
 ) -> None:
-    limits = {"batch_messages": 1, "rate": 50, "in_flight": 4} | ({"burst": burst} if burst else {})
+    limits = {"batch_messages": 1, "rate": RATE, "in_flight": 4} | ({"burst": burst} if burst else {})
     policy = Policy(**limits)  # type: ignore[arg-type]
     outbox, receiver = distant.outbox(policy), distant.receiver
     enqueue_all(distant, outbox, keys_of(messages))
@@ -109,10 +108,11 @@ def test_four_processes_keep_to_one_rate_and_one_number_of_uploads_and_stop_when
 
     outbox.pause("enos", "maintenance", "ann")
     paused = time.monotonic()
-    receiver.wait_for(lambda each: each.in_flight == 0, 20)
-    quiet = begins_nothing_for(receiver, paused + 1.0 - time.monotonic()) and begins_nothing_for(receiver, 0.7)
-    began_before = [each.started for each in receiver.requests]
+    while (left := paused + 1.0 - time.monotonic()) > 0:
+        begins_nothing_for(receiver, left)  # what was claimed before the pause still may
+    quiet = begins_nothing_for(receiver, 0.7)
     eventually(lambda: under_way(distant) == 0)
+    began_before = [each.started for each in receiver.requests]
     after_pause = Counter(states(distant.database).values())
     taken = len(receiver.accepted)
     outbox.resume("enos", "ann")
@@ -128,7 +128,7 @@ def test_four_processes_keep_to_one_rate_and_one_number_of_uploads_and_stop_when
     )
     assert {} == {window: most for window, most in measured.items() if most > policy.rate * window + policy.bucket}
     assert receiver.concurrent_peak <= 4
-    assert speed >= (0.1 if crowded() else 0.7) * 50
+    assert speed >= USED * RATE
     assert latest <= 1.0
     assert quiet
     assert {State.DELIVERED: taken, State.PENDING: messages - taken} == after_pause
@@ -153,7 +153,7 @@ def test_what_was_under_way_at_a_pause_is_finished(distant: Place) -> None:
     receiver.wait_for(lambda each: len(each.accepted) == 4)
     eventually(lambda: under_way(distant) == 0)
 
-    assert begins_nothing_for(receiver, 1.5)
+    assert begins_nothing_for(receiver, 0.7)
     assert {State.DELIVERED: 4, State.PENDING: 8} == Counter(states(distant.database).values())
     assert all(each.running for each in workers)
     outbox.resume("enos", "ann")
@@ -225,7 +225,7 @@ def test_a_rate_alone_is_kept_to_and_used(distant: Place) -> None:
     measured = {window: rate_of(claimed, window) for window in WINDOWS}
     assert {} == {window: most for window, most in measured.items() if most > 20 * window + 10}
     assert distant.receiver.rate_over(3.0) <= 20 * 3.0 + 10 + 8, "with 8 senders"
-    assert 39 / (starts[-1] - starts[0]) >= (0.1 if crowded() else 0.7) * 20
+    assert 39 / (starts[-1] - starts[0]) >= USED * 20
     distant.check()
 
 
@@ -251,6 +251,7 @@ def requests_by_second(place: Place, hands: list[Hand], seconds: int) -> list[in
     return made
 
 
+@pytest.mark.long
 def test_one_request_in_two_seconds_for_the_whole_fleet(place: Place) -> None:
     policy = Policy(batch_messages=1, rate=0.5)
     hands = [place.hand(place.outbox(policy, clock=place.clock)) for _ in range(2)]
@@ -262,6 +263,7 @@ def test_one_request_in_two_seconds_for_the_whole_fleet(place: Place) -> None:
     place.check()
 
 
+@pytest.mark.long
 def test_a_quiet_time_saves_up_a_burst_and_no_more(place: Place) -> None:
     policy = Policy(batch_messages=1, rate=0.5, burst=3)
     hands = [place.hand(place.outbox(policy, clock=place.clock)) for _ in range(2)]
@@ -316,11 +318,12 @@ def test_a_step_back_of_the_clock_neither_fills_nor_stops_the_rate(place: Place,
     before = requests_by_second(place, hands, 9)
 
     place.clock.wall -= timedelta(seconds=back)
-    after = requests_by_second(place, hands, 60)
+    seconds = in_full(60, 44)
+    after = requests_by_second(place, hands, seconds)
 
     assert [0, 2, 4, 6, 8] == before
     # A step of some seconds looks like the clocks of a fleet that differ: they are waited for.
-    assert (60 - (back if back < 60 else 0)) // 2 - 2 <= len(after) <= 30
+    assert (seconds - (back if back < seconds else 0)) // 2 - 2 <= len(after) <= seconds // 2
 
 
 @pytest.mark.long
@@ -402,6 +405,7 @@ def test_a_place_is_free_again_whatever_became_of_the_upload(place: Place) -> No
 # A pause that comes between the claim and the first byte
 
 
+@pytest.mark.long
 def test_an_upload_that_waits_for_its_token_does_not_begin_after_a_pause(guarded: Place) -> None:
     token = Token(guarded.receiver.token_url, "app-key", "app-secret", allow_plain_http=True)
     outbox = guarded.outbox(clock=guarded.clock, token=token)
@@ -424,6 +428,7 @@ def test_an_upload_that_waits_for_its_token_does_not_begin_after_a_pause(guarded
     guarded.check()
 
 
+@pytest.mark.long
 def test_a_token_that_must_be_renewed_after_a_pause_is_not_used(guarded: Place) -> None:
     token = Token(guarded.receiver.token_url, "app-key", "app-secret", allow_plain_http=True)
     outbox = guarded.outbox(clock=guarded.clock, token=token)

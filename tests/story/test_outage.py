@@ -26,16 +26,18 @@ from outbox.policy import send_deadline
 from outbox.store import breaker
 from outbox.tables import attempt, audit, delivery, message
 from outbox.testing import Answer, BlackHole, Expired, Hold, Received, Receiver, Silence, Slow, Status, refused_url
-from tests.factories import Clock, column, deliveries, event, message_values, states
+from tests.factories import Clock, column, deliveries, event, in_full, message_values, states
 from tests.story.conftest import Hand, Place, eventually
 
 DELIVERED, PENDING = State.DELIVERED, State.PENDING
 OUTAGE = timedelta(hours=72)
-BACKLOG = 9_950
-#: Enqueued while the outage lasts, a few at a time: with the backlog 10,000.
+BACKLOG = in_full(9_950, 1_950)
+#: Enqueued while the outage lasts, a few at a time: with the backlog 10,000 in full.
 ARRIVALS = 50
 TOGETHER = 5
 HANDS = 3
+#: To a request: the backlog is always some forty of them, so that a crowd of them could be seen.
+BATCH = in_full(250, 50)
 #: Requests that find out that something is wrong: five, and what was under way meanwhile.
 FIRST_KNOCKS = 5 + HANDS - 1
 #: What comes back is slow, so that workers would be seen to crowd it.
@@ -52,11 +54,11 @@ class Outage:
     token: Token | None = None
     #: Uploads arrive at the receiver while it lasts.
     heard: bool = False
-    policy: Policy = field(default_factory=lambda: Policy(batch_messages=250))
+    policy: Policy = field(default_factory=lambda: Policy(batch_messages=BATCH, probe_cap=in_full(1, 4) * Policy().probe_cap))
 
 
-#: One kind has the defaults. For the others, which differ in the answer alone, a quarter of the probes shows as much.
-PATIENT = Policy(batch_messages=250, probe_cap=3600.0)
+#: One kind has the defaults, in full. For the others, which differ in the answer alone, a quarter of its probes shows as much.
+PATIENT = Policy(batch_messages=BATCH, probe_cap=in_full(1, 4) * 3600.0)
 
 
 def connection_refused(stack: contextlib.ExitStack) -> Outage:
@@ -400,6 +402,7 @@ def a_person_resumes(_place: Place, outbox: Outbox) -> None:
 MEANWHILE = [more_time_passes_than_one_upload_may_take, a_worker_starts, a_person_resumes]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("meanwhile", MEANWHILE, ids=lambda each: each.__name__)
 def test_whatever_happens_meanwhile_there_is_one_probe_at_a_time(
     database_url: str, tmp_path: Path, meanwhile: Callable[[Place, Outbox], None]

@@ -25,7 +25,7 @@ from outbox.patience import Stop
 from outbox.secret import secret_file
 from outbox.tables import destination, message, metadata
 from outbox.testing import ApimExpired, Expired, Hold, Receiver, Slow
-from tests.factories import Clock, deliveries, outcomes, states
+from tests.factories import Clock, deliveries, in_full, outcomes, states
 from tests.story.conftest import ROOT, Place, eventually
 
 APP_KEY = "app-key"
@@ -232,6 +232,7 @@ def test_tokens_that_are_taken_back_in_mid_backlog_cost_nothing(make_gate: MakeG
     gate.vault.check(gate.place)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("revokes", [True, False], ids=["refresh revokes", "refresh leaves the old one"])
 @pytest.mark.parametrize("pause", [7, 45, 4000], ids=["they live on", "they are renewed early", "they end while nobody looks"])
 def test_short_lived_tokens_carry_a_long_backlog(make_gate: MakeGate, revokes: bool, pause: int) -> None:
@@ -453,6 +454,7 @@ def test_no_upload_begins_if_the_destination_is_paused_while_its_token_is_awaite
     gate.vault.check(gate.place)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_stopped_while_it_waits_for_a_token_begins_no_upload(make_gate: MakeGate) -> None:
     gate = make_gate()
     gate.receiver.always_for_tokens(Hold())
@@ -477,7 +479,7 @@ def test_a_worker_that_is_stopped_while_it_waits_for_a_token_begins_no_upload(ma
 # Many processes with the same key
 
 
-PROCESSES = 8
+PROCESSES = in_full(8, 4)
 
 
 class Fleet:
@@ -533,14 +535,15 @@ class Fleet:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_eight_processes_that_begin_together_all_get_their_token(make_gate: MakeGate) -> None:
+def test_processes_that_begin_together_all_get_their_token(make_gate: MakeGate) -> None:
     """Their clocks tick in seconds, so that they sign alike; and again and again all their tokens end at once."""
     gate = make_gate(latency=0.02)
-    gate.enqueue(200)
+    messages = in_full(200, 100)
+    gate.enqueue(messages)
 
     with Fleet(gate, {"batch_messages": 2, "senders": 2}, coarse=True) as fleet:
         fleet.go()
-        for number in (60, 120):
+        for number in (messages // 3, messages * 2 // 3):
             gate.receiver.wait_for(lambda receiver, number=number: len(receiver.accepted) >= number, 180)
             gate.receiver.expire_tokens()
         fleet.end()
@@ -553,8 +556,9 @@ def test_eight_processes_that_begin_together_all_get_their_token(make_gate: Make
 @pytest.mark.slow
 @pytest.mark.long
 def test_processes_whose_refreshes_end_each_others_tokens_go_on(make_gate: MakeGate) -> None:
-    gate = make_gate(latency=0.1, token_lifetime=3)
-    gate.enqueue(100)
+    lifetime = in_full(3, 2)
+    gate = make_gate(latency=0.1, token_lifetime=lifetime)
+    gate.enqueue(34 * lifetime)
 
     with Fleet(gate, {"batch_messages": 1, "senders": 1}, coarse=False, size=3) as fleet:
         fleet.go()
