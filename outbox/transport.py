@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -20,7 +21,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, LocationParseError
 
-from outbox.errors import FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
+from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
 from outbox.multipart import BLOCK, Form, Part
 from outbox.secret import remember_password
 
@@ -70,12 +71,17 @@ class Transport(Protocol):
 
 
 class RequestsTransport:
-    """The real one. Its sessions take nothing from the environment: proxies and certificates are given here or not at all."""
+    """The real one. Its sessions take nothing from the environment: proxies and certificates are given here or not at all.
+
+    `proxies` has an address for each scheme, as requests takes it: `{"https": "http://user:password@proxy.example:3128"}`.
+    Raises ConfigurationError for one that is no address, without repeating it.
+    """
 
     def __init__(self, *, proxies: Mapping[str, str] | None = None, ca_file: str | None = None) -> None:
         self._proxies = dict(proxies or {})
-        for each in self._proxies.values():
-            remember_password(each)
+        for scheme, address in self._proxies.items():
+            _require_address(scheme, address)
+            remember_password(address)
         self._ca_file = ca_file
         self._local = threading.local()
         self._running: set[_Fuse] = set()
@@ -180,6 +186,16 @@ class RequestsTransport:
         if session is not None:
             session.close()
             self._local.session = None
+
+
+def _require_address(scheme: str, address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        complete = bool(parts.scheme and parts.hostname) and parts.port != 0
+    except ValueError:
+        complete = False
+    if not complete:
+        raise ConfigurationError(f"the proxy for {scheme}: expected an address such as http://proxy.example:3128")
 
 
 class _Document(io.BytesIO):

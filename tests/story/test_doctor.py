@@ -424,13 +424,14 @@ def test_dead_messages_are_counted(well: Outbox, place: Place) -> None:
     assert "1 message for enos is dead" in the_one(looked(well), "dead").text
 
 
-def test_a_write_lock_that_somebody_keeps_is_a_problem(well: Outbox, sqlite_place: Place) -> None:
+def test_a_write_lock_that_somebody_keeps_is_a_problem(sqlite_place: Place) -> None:
+    outbox_ = sqlite_place.outbox()
     with sqlite_place.engine.connect() as connection, connection.begin():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        kept = the_one(looked(well), "lock")
+        kept = the_one(looked(outbox_), "lock")
 
-    assert (Level.PROBLEM, True) == (kept.level, "keeps the write lock" in kept.text)
-    assert Level.OK is the_one(looked(well), "lock").level
+    assert (Level.PROBLEM, True) == (kept.level, "has kept the write lock" in kept.text)
+    assert Level.OK is the_one(looked(outbox_), "lock").level
 
 
 # The spool's rows and files
