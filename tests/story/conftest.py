@@ -154,6 +154,8 @@ class Place:
         process.freeze()
         while held_up(self.engine):
             process.thaw()
+            # What it has missed is all due at once: frozen again before that is done, it would never come to an end of it.
+            eventually(lambda: not any(held_up(self.engine) for _ in range(5)))
             process.freeze()
 
     def check(self, **options: Any) -> None:
