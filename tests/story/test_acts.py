@@ -21,6 +21,7 @@ from outbox.transport import Transport
 from tests.factories import an_outbox, column, count, message_values, outcomes, reasons, row_of, states
 from tests.story.conftest import Hand, Place
 
+pytestmark = pytest.mark.long
 DELIVERED, DEAD, PENDING, CANCELLED = State.DELIVERED, State.DEAD, State.PENDING, State.CANCELLED
 ENOS = Selection(destination="enos")
 

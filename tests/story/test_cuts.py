@@ -21,6 +21,7 @@ from tests.factories import an_outbox, column, enos, in_full, outcomes, states
 from tests.story.conftest import Hand, Place
 
 BLOCK = 1 << 16
+pytestmark = pytest.mark.long
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 #: More than the sockets between us and the road hold.
 BIG = 12_000_000
@@ -307,7 +308,6 @@ def measured(bench: Bench) -> Bench:
     return bench
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("where", IN_REQUEST)
 def test_a_request_that_is_cut_is_never_delivered_and_never_doubled(measured: Bench, where: str) -> None:
     place = IN_REQUEST[where](measured.road)
@@ -320,7 +320,6 @@ def test_a_request_that_is_cut_is_never_delivered_and_never_doubled(measured: Be
     assert 1 == measured.stored("b")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("where", IN_ANSWER)
 def test_a_request_whose_answer_is_cut_is_unknown(measured: Bench, where: str) -> None:
     place = IN_ANSWER[where](measured.road)
@@ -349,7 +348,6 @@ def test_a_connection_that_ends_after_the_last_byte_of_an_answer_costs_nothing(m
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_request_is_cut_at_every_place(measured: Bench) -> None:
     """One message, and each of its attempts gets a little further."""
     stride = {"sqlite": in_full(7, 29), "postgresql": 127}[measured.place.engine.url.get_backend_name()]
@@ -364,7 +362,6 @@ def test_a_request_is_cut_at_every_place(measured: Bench) -> None:
     assert 1 == measured.stored("b")
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_an_answer_is_cut_at_every_place(measured: Bench) -> None:
     stride = {"sqlite": 2, "postgresql": 13}[measured.place.engine.url.get_backend_name()]
@@ -380,7 +377,6 @@ def test_an_answer_is_cut_at_every_place(measured: Bench) -> None:
     measured.end()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_road_that_breaks_anywhere_at_any_time_doubles_nothing_without_an_explanation(
     place: Place, road: Road, seed: int
@@ -427,7 +423,6 @@ def test_a_server_that_hangs_up_on_an_idle_connection_costs_no_attempt_and_no_co
     bench.place.check()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("reset", BOTH.values(), ids=BOTH)
 @pytest.mark.parametrize("where", ["before its first byte", "in its headers", "after its headers", "in the message"])
 def test_a_second_request_that_is_cut_is_no_copy_of_anything(measured: Bench, where: str, reset: bool) -> None:
@@ -466,7 +461,6 @@ LARGE_CUTS = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("cut", LARGE_CUTS.values(), ids=LARGE_CUTS)
 def test_a_large_upload_that_is_cut_in_the_middle_is_not_sent(place: Place, road: Road, cut: Cut) -> None:
     bench = make_bench(place, road, replace(PATIENT, send_base=2.0, slowest_rate=100_000_000))
@@ -490,7 +484,6 @@ def test_a_large_upload_whose_reader_says_goodbye_and_reads_on_is_in_doubt_and_a
     assert 1 == bench.stored("a")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("answer", [0, 20, 150])
 def test_a_large_upload_whose_answer_is_cut_is_unknown(bench: Bench, answer: int) -> None:
     bench.enqueue("a", {"photo": os.urandom(BIG)})

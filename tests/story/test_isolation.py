@@ -30,7 +30,7 @@ from tests.story.conftest import ROOT, Hand, Place, eventually
 
 WORDS = "the device 'turbine-7' has no event 'crack'"
 #: Good messages among which a bad one is looked for.
-MANY = in_full(10_000, 2_000)
+MANY = in_full(10_000, 1_000)
 #: What the receiver's words become of a request that it refuses.
 REFUSED = 1204
 
@@ -176,13 +176,13 @@ def test_ten_bad_messages_are_refused_by_name(place: Place, placement: str) -> N
 
 
 @pytest.mark.slow
-def test_ten_bad_among_thousands_of_good_are_refused_by_name(sqlite_place: Place) -> None:
+def test_ten_bad_among_very_many_good_are_refused_by_name(sqlite_place: Place) -> None:
     refused_by_name(sqlite_place, MANY, chosen("spread", MANY + 10, 10), "hand", keep_good=False)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_two_workers_find_ten_bad_among_thousands_of_good_that_a_receiver_keeps(place: Place) -> None:
+def test_two_workers_find_ten_bad_among_very_many_good_that_a_receiver_keeps(place: Place) -> None:
     refused_by_name(place, MANY, chosen("random", MANY + 10, 10), "workers", keep_good=True)
 
 
@@ -275,7 +275,7 @@ def nobody_else_paid(place: Place, good: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_messages_that_break_every_request_among_thousands_of_good_are_given_up(place: Place) -> None:
+def test_messages_that_break_every_request_among_very_many_good_are_given_up(place: Place) -> None:
     place.receiver.break_on(lambda struct: named(struct, "reset"), HangUp("in_body"))
     place.receiver.break_on(lambda struct: named(struct, "error"), Status(500))
     first, *later = lots(MANY, MANY // 100)
@@ -405,7 +405,7 @@ class Supervisor:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_message_that_kills_its_worker_among_thousands_of_good_is_given_up(place: Place) -> None:
+def test_a_message_that_kills_its_worker_among_very_many_good_is_given_up(place: Place) -> None:
     deaths = killed_again_and_again(place, MANY, policy={"max_unknown": 2})
 
     # At most seven times in a batch that is halved, then alone.

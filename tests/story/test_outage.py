@@ -31,13 +31,13 @@ from tests.story.conftest import Hand, Place, eventually
 
 DELIVERED, PENDING = State.DELIVERED, State.PENDING
 OUTAGE = timedelta(hours=72)
-BACKLOG = in_full(9_950, 1_950)
+BACKLOG = in_full(9_950, 950)
 #: Enqueued while the outage lasts, a few at a time: with the backlog 10,000 in full.
 ARRIVALS = 50
 TOGETHER = 5
 HANDS = 3
 #: To a request: the backlog is always some forty of them, so that a crowd of them could be seen.
-BATCH = in_full(250, 50)
+BATCH = in_full(250, 25)
 #: Requests that find out that something is wrong: five, and what was under way meanwhile.
 FIRST_KNOCKS = 5 + HANDS - 1
 #: What comes back is slow, so that workers would be seen to crowd it.

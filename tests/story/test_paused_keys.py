@@ -28,6 +28,7 @@ from tests.factories import caller_engine, column, event, states
 from tests.story.conftest import Hand, Place
 from tests.story.test_contention import together
 
+pytestmark = pytest.mark.long
 DELIVERED, DEAD, PENDING, CLAIMED = State.DELIVERED, State.DEAD, State.PENDING, State.CLAIMED
 LANES = ("express", "normal", "bulk", "large")
 both = pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
@@ -96,7 +97,6 @@ def test_a_paused_key_waits_and_comes_when_it_is_resumed(place: Place, hand: Han
     place.check()
 
 
-@pytest.mark.long
 @both
 def test_what_is_being_sent_is_finished_and_the_next_waits(
     place: Place, hand: Hand, outbox_here: Outbox, ordered: bool
@@ -123,7 +123,6 @@ def test_what_is_being_sent_is_finished_and_the_next_waits(
     place.check()
 
 
-@pytest.mark.long
 @both
 def test_a_key_that_nobody_has_used_yet_is_paused_in_every_lane(
     place: Place, hand: Hand, outbox_here: Outbox, ordered: bool
@@ -155,7 +154,6 @@ def test_an_idle_turn_over_a_paused_key_writes_nothing(
     assert [] == [each for each in heard if not each.lstrip().upper().startswith("SELECT")]
 
 
-@pytest.mark.long
 @both
 def test_a_worker_until_idle_does_not_wait_for_a_paused_key(place: Place, ordered: bool) -> None:
     outbox = place.outbox()
@@ -171,7 +169,6 @@ def test_a_worker_until_idle_does_not_wait_for_a_paused_key(place: Place, ordere
     assert {"p1": PENDING, "loose": DELIVERED} == states(place.database)
 
 
-@pytest.mark.long
 @both
 def test_a_running_worker_goes_on_with_a_key_that_is_resumed(place: Place, ordered: bool) -> None:
     outbox = place.outbox()
@@ -190,7 +187,6 @@ def test_a_running_worker_goes_on_with_a_key_that_is_resumed(place: Place, order
 # What else may become of its messages.
 
 
-@pytest.mark.long
 @both
 def test_messages_of_a_paused_key_expire_as_those_of_a_paused_destination_do(
     place: Place, hand: Hand, outbox_here: Outbox, ordered: bool
@@ -547,7 +543,6 @@ def begun(place: Place, key: str, since: datetime) -> list[int]:
         return list(connection.execute(late).scalars())
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_no_claim_that_begins_while_a_key_is_paused_has_it_whatever_goes_on(place: Place) -> None:
     """And none of it is lost, none waits for ever, and every stream keeps its order."""

@@ -27,6 +27,7 @@ from tests.story.conftest import ROOT, Hand, Place, eventually
 
 DELIVERED, DEAD, PENDING = State.DELIVERED, State.DEAD, State.PENDING
 STREAK = Policy().reject_streak
+pytestmark = pytest.mark.long
 #: What a service says that does not know the organisation.
 WORDS = "orgId"
 
@@ -106,7 +107,6 @@ def replay_the_dead(outbox: Outbox) -> int:
     return outbox.replay(Selection(states=(DEAD,), destination="enos"), by="test")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("together", [1, 7, 100])
 def test_a_destination_that_refuses_everything_stops_after_so_many_and_kills_no_more(typo: Typo, together: int) -> None:
     hand = typo.place.hand(typo.wrong(batch_messages=together))
@@ -119,7 +119,6 @@ def test_a_destination_that_refuses_everything_stops_after_so_many_and_kills_no_
     assert {Reason.REJECTED} == set(reasons(typo.place.database).values())
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("together", [1, 100])
 def test_several_workers_together_kill_no_more_than_one(typo: Typo, together: int) -> None:
     hands = [typo.place.hand(typo.wrong(batch_messages=together)) for _ in range(4)]
@@ -132,7 +131,6 @@ def test_several_workers_together_kill_no_more_than_one(typo: Typo, together: in
     assert {DEAD: STREAK, PENDING: 300 - STREAK} == typo.counted()
 
 
-@pytest.mark.long
 def test_what_was_under_way_when_the_destination_stopped_is_spared(typo: Typo) -> None:
     place = typo.place
     hands = [place.hand(typo.wrong(batch_messages=1)) for _ in range(4)]
@@ -168,7 +166,6 @@ def test_the_stop_comes_with_the_refusal_that_reaches_the_limit_and_not_before(t
     assert {DEAD: 3, PENDING: 2} == typo.counted()
 
 
-@pytest.mark.long
 def test_the_stop_is_shown_with_what_the_destination_said(typo: Typo) -> None:
     place = typo.place
     typo.backlog(40)
@@ -186,7 +183,6 @@ def test_the_stop_is_shown_with_what_the_destination_said(typo: Typo) -> None:
     assert WORDS in shown["stop_text"], "an operator reads what to mend"
 
 
-@pytest.mark.long
 def test_probes_of_a_stopped_destination_kill_nobody(typo: Typo) -> None:
     place = typo.place
     hands = [place.hand(typo.wrong(batch_messages=1)) for _ in range(3)]
@@ -207,7 +203,6 @@ def test_probes_of_a_stopped_destination_kill_nobody(typo: Typo) -> None:
     assert 0 == max(column(place.database, key, "failures") for key in states(place.database))
 
 
-@pytest.mark.long
 def test_probes_that_fail_in_other_ways_kill_nobody_and_the_stop_stands(typo: Typo) -> None:
     place = typo.place
     hand = place.hand(typo.wrong(batch_messages=1))
@@ -225,7 +220,6 @@ def test_probes_that_fail_in_other_ways_kill_nobody_and_the_stop_stands(typo: Ty
 
 
 @pytest.mark.parametrize("together", [1, 100])
-@pytest.mark.long
 def test_after_the_fix_and_a_resume_the_rest_arrives_and_a_replay_brings_the_others_back(typo: Typo, together: int) -> None:
     place = typo.place
     typo.backlog(120)
@@ -249,7 +243,6 @@ def test_after_the_fix_and_a_resume_the_rest_arrives_and_a_replay_brings_the_oth
     typo.check()
 
 
-@pytest.mark.long
 def test_after_the_fix_a_restarted_worker_needs_nobody_to_resume(typo: Typo) -> None:
     """No time passes by the clock: it is the start that makes the probe due."""
     place = typo.place
@@ -267,7 +260,6 @@ def test_after_the_fix_a_restarted_worker_needs_nobody_to_resume(typo: Typo) -> 
     typo.check()
 
 
-@pytest.mark.long
 def test_after_the_fix_on_the_other_side_it_goes_on_by_itself(typo: Typo) -> None:
     """The organisation is made, say: a worker that was never restarted finds out within a quarter of an hour."""
     place = typo.place
@@ -287,7 +279,6 @@ def test_after_the_fix_on_the_other_side_it_goes_on_by_itself(typo: Typo) -> Non
     place.check()
 
 
-@pytest.mark.long
 def test_workers_that_restart_without_the_fix_kill_nobody(typo: Typo) -> None:
     place = typo.place
     typo.backlog(60)
@@ -303,7 +294,6 @@ def test_workers_that_restart_without_the_fix_kill_nobody(typo: Typo) -> None:
     assert {DEAD: STREAK, PENDING: 60 - STREAK} == typo.counted()
 
 
-@pytest.mark.long
 def test_a_resume_without_the_fix_costs_no_more_than_the_limit_again(typo: Typo) -> None:
     place = typo.place
     wrong = typo.wrong(batch_messages=1)
@@ -319,7 +309,6 @@ def test_a_resume_without_the_fix_costs_no_more_than_the_limit_again(typo: Typo)
     assert {DEAD: 2 * STREAK, PENDING: 100 - 2 * STREAK} == typo.counted()
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_streams_go_on_in_order_once_their_dead_are_replayed(typo: Typo) -> None:
     place = typo.place
@@ -351,7 +340,6 @@ def test_streams_go_on_in_order_once_their_dead_are_replayed(typo: Typo) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("together", [1, 100])
-@pytest.mark.long
 def test_bad_messages_among_good_ones_do_not_stop_a_destination(typo: Typo, together: int) -> None:
     place = typo.place
     hands = [place.hand(typo.right(batch_messages=together)) for _ in range(2)]
@@ -385,7 +373,6 @@ def test_one_delivery_sets_the_count_back(typo: Typo) -> None:
     place.check()
 
 
-@pytest.mark.long
 def test_the_count_is_the_fleets_and_outlives_every_worker(typo: Typo) -> None:
     typo.backlog(60)
 

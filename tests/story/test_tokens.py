@@ -28,6 +28,7 @@ from outbox.testing import ApimExpired, Expired, Hold, Receiver, Slow
 from tests.factories import Clock, deliveries, in_full, outcomes, states
 from tests.story.conftest import ROOT, Place, eventually
 
+pytestmark = pytest.mark.long
 APP_KEY = "app-key"
 
 
@@ -213,7 +214,6 @@ def test_the_search_finds_a_canary_wherever_it_is_and_misses_one_that_was_never_
 # Tokens that end in the middle of a backlog
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("refusal", [Expired(), ApimExpired()], ids=["401", "4011"])
 def test_tokens_that_are_taken_back_in_mid_backlog_cost_nothing(make_gate: MakeGate, refusal: Expired | ApimExpired) -> None:
     gate = make_gate(Policy(batch_messages=2), Clock(), token_refusal=refusal)
@@ -232,7 +232,6 @@ def test_tokens_that_are_taken_back_in_mid_backlog_cost_nothing(make_gate: MakeG
     gate.vault.check(gate.place)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("revokes", [True, False], ids=["refresh revokes", "refresh leaves the old one"])
 @pytest.mark.parametrize("pause", [7, 45, 4000], ids=["they live on", "they are renewed early", "they end while nobody looks"])
 def test_short_lived_tokens_carry_a_long_backlog(make_gate: MakeGate, revokes: bool, pause: int) -> None:
@@ -248,7 +247,6 @@ def test_short_lived_tokens_carry_a_long_backlog(make_gate: MakeGate, revokes: b
     gate.vault.check(gate.place)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_four_senders_share_tokens_that_end_every_second(make_gate: MakeGate) -> None:
     gate = make_gate(Policy(batch_messages=3), token_lifetime=2, latency=0.05)
@@ -265,7 +263,6 @@ def test_four_senders_share_tokens_that_end_every_second(make_gate: MakeGate) ->
 # A secret that is replaced
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("remedy", ["time", "restart"])
 def test_a_rotated_secret_stops_everything_and_a_new_file_starts_it_again(make_gate: MakeGate, remedy: str) -> None:
     clock = Clock() if remedy == "time" else None
@@ -302,7 +299,6 @@ def test_a_rotated_secret_stops_everything_and_a_new_file_starts_it_again(make_g
     gate.vault.check(gate.place)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("contents", ["", " \n", None, "caf\u00e9"], ids=["empty", "blank", "gone", "not ASCII"])
 def test_a_secret_file_that_is_just_being_written_costs_a_quarter_of_an_hour_and_nothing_else(
     make_gate: MakeGate, contents: str | None
@@ -335,7 +331,6 @@ def time_of(clock: Clock) -> float:
     return clock.wall.timestamp()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("wrong", "options", "words"),
     [
@@ -378,7 +373,6 @@ def test_who_is_not_known_is_told_why_and_every_message_waits(
 # A token service that takes its time
 
 
-@pytest.mark.long
 def test_senders_wait_for_a_slow_token_service_and_ask_it_once(make_gate: MakeGate) -> None:
     gate = make_gate(Policy(batch_messages=3))
     gate.receiver.always_for_tokens(Slow(1.0))
@@ -395,7 +389,6 @@ def test_senders_wait_for_a_slow_token_service_and_ask_it_once(make_gate: MakeGa
     gate.vault.check(gate.place)
 
 
-@pytest.mark.long
 def test_a_token_service_that_is_too_slow_is_the_destinations_trouble(
     make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,7 +447,6 @@ def test_no_upload_begins_if_the_destination_is_paused_while_its_token_is_awaite
     gate.vault.check(gate.place)
 
 
-@pytest.mark.long
 def test_a_worker_that_is_stopped_while_it_waits_for_a_token_begins_no_upload(make_gate: MakeGate) -> None:
     gate = make_gate()
     gate.receiver.always_for_tokens(Hold())
@@ -534,7 +526,6 @@ class Fleet:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_processes_that_begin_together_all_get_their_token(make_gate: MakeGate) -> None:
     """Their clocks tick in seconds, so that they sign alike; and again and again all their tokens end at once."""
     gate = make_gate(latency=0.02)
@@ -554,7 +545,6 @@ def test_processes_that_begin_together_all_get_their_token(make_gate: MakeGate) 
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_processes_whose_refreshes_end_each_others_tokens_go_on(make_gate: MakeGate) -> None:
     lifetime = in_full(3, 2)
     gate = make_gate(latency=0.1, token_lifetime=lifetime)
