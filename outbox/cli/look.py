@@ -121,7 +121,7 @@ def _report(found: Status, room: int | None) -> Iterator[str]:
 def _wrapped(lines: Iterable[str], room: int | None) -> list[str]:
     if room is None:
         return list(lines)
-    return [piece for line in lines for piece in textwrap.wrap(line, room, subsequent_indent="  ")]
+    return [piece for line in lines for piece in textwrap.wrap(line, room, subsequent_indent="  ", break_on_hyphens=False)]
 
 
 def _stop(each: DestinationStatus) -> str:
@@ -191,7 +191,7 @@ def _blocked(found: Status, room: int | None) -> list[str]:
     rows = [(each.destination, each.ordering_key, each.message, each.reason, each.reason_text) for each in found.blocked_keys]
     total = sum(each.blocked_keys for each in found.destinations.values())
     more = [f"and {total - len(rows)} more"] if total > len(rows) else []
-    return [advice, *columns(head, rows, wrap="ANSWER", room=room), *more]
+    return [*_wrapped([advice], room), *columns(head, rows, wrap="ANSWER", room=room), *more]
 
 
 def _around(found: Status) -> Iterator[str]:

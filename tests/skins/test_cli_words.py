@@ -26,6 +26,7 @@ from outbox.settings import Settings
 from outbox.store import living, looking
 from outbox.tables import attempt, audit, delivery
 from outbox.testing import Receiver
+from outbox.views import BlockedKey, DestinationStatus, Flow, SpoolStatus, Status
 from tests.factories import NOW, add_row, an_outbox
 
 LATER = NOW + timedelta(seconds=3)
@@ -403,3 +404,13 @@ def test_a_port_that_is_taken_is_told_as_a_worker_tells_it() -> None:
 
     words = f"cannot listen on 127.0.0.1:{taken.port}: Address already in use; choose another address with --host and --port"
     assert (1, f"outbox: cannot start: {words}\n") == (run.returncode, run.stderr)
+
+
+def test_a_command_in_the_status_is_not_broken_at_its_hyphens() -> None:
+    key = BlockedKey("enos", "turbine-7", 3, "rejected", "no such model")
+    spool = SpoolStatus(0, 0, None, None, None, 0, None, None)
+    found = Status(NOW, {"enos": DestinationStatus(blocked_keys=1, dead=1)}, [key], 1, spool, Flow(0, 0, 0, 0))
+
+    for room in range(50, 100):
+        lines = list(look._report(found, room))
+        assert [] == [line for line in lines if cell_len(line) > room or line.endswith("-")]
