@@ -17,6 +17,7 @@ from outbox.tables import attachment, attempt, audit, file, message
 from tests.factories import COHERENT, NOW, column, count, event, message_values, row_of, spooled, states
 from tests.story.conftest import Hand, Place
 
+pytestmark = pytest.mark.long
 DELIVERED, DEAD, PENDING, CANCELLED = State.DELIVERED, State.DEAD, State.PENDING, State.CANCELLED
 ALL_DEAD = Selection(states=(DEAD,))
 
@@ -213,7 +214,6 @@ def test_messages_that_are_enqueued_meanwhile_are_not_cancelled(place: Place, ou
     assert PENDING == column(place.database, "later", "state")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("seconds", [1, 0, -60])
 def test_two_runs_of_one_act_share_the_work_and_repeat_nothing(place: Place, outbox_here: Outbox, seconds: int) -> None:
     add_many(place, 400)

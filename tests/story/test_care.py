@@ -28,6 +28,7 @@ from outbox.testing import Status
 from tests.factories import NOW, add_row, count, deliveries, event, message_values, outcomes, states
 from tests.story.conftest import Hand, Place, eventually
 
+pytestmark = pytest.mark.long
 DELIVERED, DEAD, PENDING, CANCELLED = State.DELIVERED, State.DEAD, State.PENDING, State.CANCELLED
 DAY, WEEK = timedelta(days=1), timedelta(days=7)
 
@@ -60,7 +61,6 @@ def some_rows(place: Place, number: int, state: State, **changes: Any) -> None:
 # What goes, and when
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("state", "days"), [(DELIVERED, 7), (CANCELLED, 7), (DEAD, 90)])
 def test_what_is_over_goes_when_its_time_has_come(place: Place, outbox_here: Outbox, state: State, days: int) -> None:
     some_rows(place, HANDFUL + 3, state)
@@ -325,7 +325,6 @@ def test_what_is_kept_is_not_walked_again(sqlite_place: Place, statements: Calla
     assert len(heard) < 10, "one look for workers an hour, and not one for messages"
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_day_of_churn_leaves_the_size_flat(place: Place) -> None:
     keep = Retention(delivered=timedelta(hours=6), cancelled=timedelta(hours=6), dead=timedelta(hours=6))
@@ -352,7 +351,6 @@ def test_a_day_of_churn_leaves_the_size_flat(place: Place) -> None:
     assert [0, 0] == [sizes[hour][2] for hour in (8, 23)], "bytes are kept for an hour"
 
 
-@pytest.mark.long
 def test_a_running_worker_tidies_up(place: Place) -> None:
     nothing = timedelta(0)
     outbox_ = place.outbox(retention=Retention(delivered=nothing, free_after=nothing))

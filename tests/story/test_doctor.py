@@ -26,6 +26,7 @@ from outbox.transport import Transport
 from tests.factories import Clock, add_row, an_outbox, enos, real_clock
 from tests.story.conftest import Place
 
+pytestmark = pytest.mark.long
 #: What every test's outbox has: the machine's SQLite, no quota, and a server that is fast rather than safe.
 ALWAYS = {"wal_race", "quota", "reserve", "power"}
 
@@ -78,7 +79,6 @@ def test_a_well_outbox_has_nothing_but_what_is_ok_and_tells_what_was_looked_at(w
     assert expected | {"served", "stops", "dead", "orphans", "files", "reach", "token"} <= {each.check for each in found}
 
 
-@pytest.mark.long
 def test_offline_asks_nobody(well: Outbox) -> None:
     assert not {"reach", "token"} & {each.check for each in looked(well)}
 
@@ -136,7 +136,6 @@ def test_a_place_without_a_database_is_told_with_what_is_there(tmp_path: Path, w
     assert bool(of(found, "integrity")) is (what == "an empty file"), "what needs no table of ours is looked at"
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("revision", "looked_at"), [("outbox_0001", False), ("outbox_9999", True)])
 def test_what_an_older_schema_lacks_is_not_asked_for_and_a_newer_one_has_it(
     well: Outbox, place: Place, revision: str, looked_at: bool
@@ -153,7 +152,6 @@ def test_what_an_older_schema_lacks_is_not_asked_for_and_a_newer_one_has_it(
     assert looked_at is not bool(of(found, "left_out"))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("revision", "remedy"), [("outbox_0001", "outbox db upgrade"), ("outbox_9999", "upgrade durable-outbox")]
 )
@@ -308,7 +306,6 @@ MOUNTS = """\
 """
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "level"),
     [
@@ -403,7 +400,6 @@ def test_another_version_and_a_destination_that_nobody_serves_are_told(place: Pl
     assert {Level.PROBLEM} == {undeclared.level, unserved.level}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("stop", "level"), [("pause", Level.WARNING), ("credentials", Level.PROBLEM), ("reject_streak", Level.PROBLEM)]
 )
@@ -526,7 +522,6 @@ class WithCredentials(EnosEvents):
         return self.given
 
 
-@pytest.mark.long
 def test_a_look_that_fails_or_hangs_does_not_take_the_others_along(place: Place, receiver: Receiver) -> None:
     hold = threading.Event()
     common = {"url": receiver.url, "org_id": "o1", "allow_plain_http": True}

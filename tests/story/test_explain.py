@@ -31,6 +31,7 @@ from outbox.testing import Answer, HangUp, Hold, Receiver, Status
 from tests.factories import an_outbox, column, enos, event, message_values, reasons, states
 from tests.story.conftest import ROOT, Hand, Place, eventually
 
+pytestmark = pytest.mark.long
 HERE = f"on {socket.gethostname()} (pid {os.getpid()})"
 
 
@@ -582,7 +583,6 @@ def test_a_claim_is_not_taken_back_by_a_worker_that_does_not_know_the_destinatio
     assert 1 == a_worker(outbox).dispatcher.rescue()
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_was_killed_leaves_a_suspect_and_no_two_suspects_travel_at_once(place: Place) -> None:
     outbox = place.outbox()
@@ -1093,7 +1093,6 @@ def test_busy_senders_and_a_busy_large_lane_are_told(place: Place) -> None:
     assert [Code.SENDERS, Code.LARGE_BUSY] == codes(of_all)
 
 
-@pytest.mark.long
 def test_messages_before_it_in_its_lane_are_counted_up_to_a_bound(place: Place) -> None:
     outbox = place.outbox(clock=place.clock)
     place.hand(outbox)
@@ -1544,7 +1543,6 @@ def run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=place.folder, env=kept | settings, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.long
 def test_the_terminal_tells_each_cause_in_text_and_in_lines_of_json(place: Place) -> None:
     outbox = place.outbox()
     place.hand(outbox)
