@@ -287,7 +287,7 @@ def test_two_processes_keep_the_order_and_one_of_them_is_killed(place: Place) ->
     workers = [place.run("work", **story) for _ in range(2)]
 
     def kill() -> None:
-        place.receiver.wait_for(lambda receiver: len(receiver.requests) > 20 and receiver.in_flight > 0, 40)
+        place.receiver.wait_for(lambda receiver: len(receiver.requests) > in_full(20, 4) and receiver.in_flight > 0, 40)
         workers[0].kill()
         place.run("work", **story)
 
