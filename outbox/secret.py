@@ -52,11 +52,7 @@ def remember(value: str, *, lasting: bool = False) -> None:
 
 def remember_password(address: str) -> None:
     """From now on `conceal` knows the password in an address of ours, also as a header carries it."""
-    try:
-        parts = urlsplit(address)
-    except ValueError:  # no address; whoever uses it says that, and repeats it
-        remember(address, lasting=True)
-        return
+    parts = urlsplit(address)
     if parts.password:
         user, password = unquote(parts.username or ""), unquote(parts.password)
         for each in (parts.password, password, base64.b64encode(f"{user}:{password}".encode()).decode()):
