@@ -34,6 +34,8 @@ _WORDS: Mapping[tuple[str, str], Collection[str]] = {
     ("outbox_attempt", "late_outcome"): frozenset(Outcome),
     ("outbox_destination", "stop"): frozenset(Stop),
 } | {(table, "lane"): frozenset(Lane) for table in ("outbox_message", "outbox_head", "outbox_share", "outbox_delivery")}
+#: What has to be readable of an attachment to hold its message against the digest.
+_OF_ATTACHMENT = {"name": str, "filename": str, "content_type": str, "sha256": str, "size": int}
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _HEX_DIGITS = re.compile(r"[0-9a-f]*", re.ASCII)
 
@@ -106,6 +108,9 @@ def message_faults(row: Raw, attached: Collection[Raw], ordering_key: str | None
         yield "its payload is no JSON"
     if any(each["sha256"] is None for each in attached):
         yield "an attachment of it has no spooled file"
+        return
+    if any(not isinstance(each[column], kind) for each in attached for column, kind in _OF_ATTACHMENT.items()):
+        yield "the row of an attachment of it, or of its spooled file, cannot be read"
         return
     if len(attached) != row["files"]:
         yield f"it has {len(attached)} of its {row['files']} attachments"

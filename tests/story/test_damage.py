@@ -279,9 +279,16 @@ ROWS = {
     "files": ("outbox_message SET files = 2 WHERE id = 2", "message_changed"),
     "file_bytes": ("outbox_message SET file_bytes = file_bytes + 64 WHERE id = 2", "message_changed"),
     "attachment's name": ("outbox_attachment SET filename = 'qhoto' WHERE message_id = 2", "message_changed"),
+    "attachment's name, no text": ("outbox_attachment SET name = CAST(name AS BLOB) WHERE message_id = 2", "message_changed"),
+    "attachment's type, a number": (
+        "outbox_attachment SET content_type = CAST(content_type AS BLOB) WHERE message_id = 2",
+        "message_changed",
+    ),
     "attachment's type": ("outbox_attachment SET content_type = 'image/jqeg' WHERE message_id = 2", "message_changed"),
     "attachment's file": ("outbox_attachment SET file = 'x' WHERE message_id = 2", "message_changed"),
     "file's SHA-256": ("outbox_file SET sha256 = substr(sha256, 2) || 'x'", "row_damaged"),
+    "file's SHA-256, no text": ("outbox_file SET sha256 = CAST(sha256 AS BLOB)", "message_changed"),
+    "file's size, a word": ("outbox_file SET size = 'x'", "message_changed"),
     "file's MD5": ("outbox_file SET md5 = 'd41d8cd98f00b204e9800998ecf8427e'", "file_changed"),
     "file's size": ("outbox_file SET size = size + 1", "file_changed"),
     "file freed, so it says": ("outbox_file SET freed_at = created_at", "file_missing"),
@@ -355,6 +362,28 @@ def test_a_message_whose_row_cannot_be_read_holds_nobody_up(sqlite_place: Place,
     for number in range(7):
         sqlite_place.enqueue(outbox_, f"m{number}")
     harm_row(sqlite_place, f"outbox_message SET {column} = {NO_TEXT} WHERE id = 2")
+
+    with Worker(outbox_, poll=0.05):
+        others = {f"m{number}" for number in range(7) if number != 1}
+        eventually(lambda: others <= {each.struct["assetId"] for each in sqlite_place.receiver.accepted})
+
+
+UNREADABLE = {
+    "an attachment's name": "outbox_attachment SET name = CAST(name AS BLOB) WHERE message_id = 2",
+    "an attachment's filename": f"outbox_attachment SET filename = {NO_TEXT} WHERE message_id = 2",
+    "an attachment's type": "outbox_attachment SET content_type = CAST(content_type AS BLOB) WHERE message_id = 2",
+    "a file's SHA-256": "outbox_file SET sha256 = CAST(sha256 AS BLOB) WHERE size = 2",
+    "a file's MD5": "outbox_file SET md5 = CAST(md5 AS BLOB) WHERE size = 2",
+    "a file's size": "outbox_file SET size = 'x' WHERE size = 2",
+}
+
+
+@pytest.mark.parametrize("harm", UNREADABLE)
+def test_a_message_the_rows_of_whose_file_cannot_be_read_holds_nobody_up(sqlite_place: Place, harm: str) -> None:
+    outbox_ = sqlite_place.outbox()
+    for number in range(7):
+        sqlite_place.enqueue(outbox_, f"m{number}", {"photo": bytes(number + 1)})
+    harm_row(sqlite_place, UNREADABLE[harm])
 
     with Worker(outbox_, poll=0.05):
         others = {f"m{number}" for number in range(7) if number != 1}
