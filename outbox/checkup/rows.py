@@ -25,6 +25,7 @@ _HEX = {
     ("outbox_file", "sha256"): 64,
     ("outbox_file", "md5"): 32,
     ("outbox_message", "digest"): 64,
+    ("outbox_spool", "mark"): 32,
 }
 _WORDS: Mapping[tuple[str, str], Collection[str]] = {
     ("outbox_message", "state"): frozenset(State),

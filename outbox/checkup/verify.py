@@ -26,6 +26,7 @@ from outbox.checkup.findings import Level, in_words
 from outbox.checkup.shelf import Found, Shelf, older_than
 from outbox.counting import counted, verb
 from outbox.errors import FileChanged, FileMissing, SchemaError, SpoolError
+from outbox.marks import ForeignSpool
 from outbox.model import State
 from outbox.policy import HANDFUL, SWEEP_GRACE
 from outbox.store import checking
@@ -133,6 +134,7 @@ class Verification:
         if not self._shelf.is_there():
             yield self._spool_away(engine)
             return
+        yield self._foreign_spool()
         yield self._files(engine)
         if whole:
             yield self._strangers(engine)
@@ -405,6 +407,21 @@ class Verification:
                 "should have"
             )
             yield Damage("spool_missing", Level.PROBLEM, text, remedy)
+
+    def _foreign_spool(self) -> Iterator[Damage]:
+        """A mark that is not the database's: a spool of another one, or a mark that is damaged itself."""
+        try:
+            self._outbox.marks.check()
+        except ForeignSpool as error:
+            yield Damage(
+                "spool_foreign", Level.PROBLEM, f"{error.text}: nothing is swept, and new files are refused", error.remedy
+            )
+        except SpoolError as error:
+            text, _, remedy = str(error).partition("; ")
+            remedy = remedy or "look whether its disk is well, and whether we may read it"
+            yield Damage("spool_foreign", Level.PROBLEM, text, remedy)
+        except _UNREADABLE as error:
+            yield _unreadable_database(error)
 
     def _without_row(self, engine: Engine, some: Sequence[Found]) -> Iterator[Damage]:
         now, grace = self._outbox.ambient.now(), SWEEP_GRACE.total_seconds()

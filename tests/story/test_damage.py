@@ -244,6 +244,19 @@ def like_anybody() -> Iterator[None]:
         assert 0 == libc.capset(header, rights)
 
 
+def test_a_spool_whose_mark_is_no_mark_is_told_with_what_to_do(place: Place) -> None:
+    outbox_ = place.outbox()
+    place.enqueue(outbox_, "a", {"photo": b"bytes"})
+    outbox_.mark_spool()
+    (place.spool / ".outbox").write_text("x")
+
+    (found,) = verified(outbox_)
+
+    assert ("spool_foreign", Level.PROBLEM) == (found.kind, found.level)
+    assert "does not say whose spool this is" in found.text
+    assert "remove it" in found.remedy
+
+
 def test_a_file_that_cannot_be_read_is_told_and_the_next_is_looked_at(place: Place) -> None:
     outbox_ = place.outbox()
     for key in ("a", "b"):
@@ -292,6 +305,8 @@ ROWS = {
     "file's MD5": ("outbox_file SET md5 = 'd41d8cd98f00b204e9800998ecf8427e'", "file_changed"),
     "file's size": ("outbox_file SET size = size + 1", "file_changed"),
     "file freed, so it says": ("outbox_file SET freed_at = created_at", "file_missing"),
+    "the spool's mark": ("outbox_spool SET mark = substr(mark, 2) || '0'", "spool_foreign"),
+    "the spool's mark, no such digit": ("outbox_spool SET mark = substr(mark, 2) || 'g'", "row_damaged"),
     "ordering key": ("outbox_stream SET ordering_key = 'turbine-8'", "message_changed"),
     "stream's destination": ("outbox_stream SET destination = 'enot'", "row_damaged"),
     "stream's place": ("outbox_head SET due_at = 'x'", "row_damaged"),
@@ -307,6 +322,7 @@ def test_a_damaged_row_is_a_finding_and_no_traceback(sqlite_place: Place, harm: 
     sqlite_place.hand(outbox_)
     for key in ("a", "b"):
         sqlite_place.enqueue(outbox_, key, {"photo": b"bytes of " + key.encode()}, ordering_key="turbine-7")
+    outbox_.mark_spool()
     assert [] == verified(outbox_)
 
     harm_row(sqlite_place, words)
