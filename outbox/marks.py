@@ -70,7 +70,7 @@ class Marking:
 
     def check(self, *, adopt: bool = False) -> Step:
         """What is to be done about the marks. Raises ForeignSpool where nothing may be."""
-        return self._checked(self.look(), adopt)
+        return self.judge(self.look(), adopt=adopt)
 
     def check_at_door(self) -> None:
         """The same for a producer, who also works on the schema before, in which no mark can be."""
@@ -80,6 +80,13 @@ class Marking:
             if not self._ask(marking.is_of_before, otherwise=False):
                 raise
 
+    def judge(self, found: Marks, *, adopt: bool = False) -> Step:
+        """What is to be done about marks that were read already. Raises ForeignSpool where nothing may be."""
+        step = found.step(adopt=adopt)
+        if step is Step.REFUSE:
+            raise self._refusal(found)
+        return step
+
     def settle(self, *, adopt: bool = False) -> None:
         """Write what is missing. Raises ForeignSpool where nothing may be written.
 
@@ -88,20 +95,14 @@ class Marking:
         mark, if the spool has none either. It has a short transaction of its own: not for the middle of a caller's.
         """
         found = self.look()
-        step = self._checked(found, adopt)
+        step = self.judge(found, adopt=adopt)
         if step is Step.NOTHING or not self._spool.is_there():
             return
         mark = found.database or self._give(self._ambient.new_id(), must=found.spool is not None)
         if mark is None:
             return
         # Others may have been faster, here or in another database.
-        self._checked(Marks(mark, self._spool.set_mark(mark, replace=step is Step.ADOPT)), adopt=False)
-
-    def _checked(self, found: Marks, adopt: bool) -> Step:
-        step = found.step(adopt=adopt)
-        if step is Step.REFUSE:
-            raise self._refusal(found)
-        return step
+        self.judge(Marks(mark, self._spool.set_mark(mark, replace=step is Step.ADOPT)))
 
     def _refusal(self, found: Marks) -> ForeignSpool:
         if found.database is None:

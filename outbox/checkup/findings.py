@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from sqlalchemy.exc import DBAPIError
 
+from outbox.errors import SpoolError
+from outbox.marks import ForeignSpool
 from outbox.secret import conceal
 from outbox.timekeeping import SKEW
 from outbox.units import in_words as length_in_words
@@ -62,6 +64,14 @@ def compared(whose: str, ahead: float, level: Level = Level.WARNING) -> Finding:
         return ok(f"this machine's clock agrees with {whose} to {length_in_words(abs(ahead))}")
     text = f"this machine's clock is {length_in_words(abs(ahead))} {'behind' if ahead > 0 else 'ahead of'} {whose}"
     return Finding("", level, text, "set the clocks by the network (chrony, systemd-timesyncd)")
+
+
+def about_mark(error: ForeignSpool | SpoolError) -> tuple[str, str]:
+    """What it means that a spool's mark is not the database's, or is none, and what to do about it."""
+    if isinstance(error, ForeignSpool):
+        return f"{error.text}: nothing is swept, and new files are refused", error.remedy
+    text, _, remedy = str(error).partition("; ")
+    return text, remedy or "look whether its disk is well, and whether we may read it"
 
 
 def in_words(error: BaseException) -> str:

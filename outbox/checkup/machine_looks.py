@@ -12,7 +12,7 @@ from sqlalchemy import literal, select
 
 from outbox.app import Outbox
 from outbox.checkup import places
-from outbox.checkup.findings import Check, Finding, Level, compared, ok, problem, warning
+from outbox.checkup.findings import Check, Finding, Level, about_mark, compared, ok, problem, warning
 from outbox.checkup.monitoring import alive
 from outbox.checkup.shelf import Shelf
 from outbox.counting import counted
@@ -131,11 +131,8 @@ class MachineLooks:
         """Whether the spool is this database's."""
         try:
             step = self._outbox.marks.check()
-        except ForeignSpool as error:
-            yield problem(f"{error.text}: nothing is swept, and new files are refused", error.remedy)
-        except SpoolError as error:
-            text, _, remedy = str(error).partition("; ")
-            yield problem(text, remedy or "look whether its disk is well, and whether we may read it")
+        except (ForeignSpool, SpoolError) as error:
+            yield problem(*about_mark(error))
         else:
             yield ok(
                 "the spool is this database's" if step is Step.NOTHING else "a worker will mark the spool as this database's"

@@ -22,14 +22,14 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from outbox import migrate
 from outbox.app import Outbox
 from outbox.checkup import rows, wal
-from outbox.checkup.findings import Level, in_words
+from outbox.checkup.findings import Level, about_mark, in_words
 from outbox.checkup.shelf import Found, Shelf, older_than
 from outbox.counting import counted, verb
 from outbox.errors import FileChanged, FileMissing, SchemaError, SpoolError
-from outbox.marks import ForeignSpool
+from outbox.marks import ForeignSpool, Marks
 from outbox.model import State
 from outbox.policy import HANDFUL, SWEEP_GRACE
-from outbox.store import checking
+from outbox.store import checking, marking
 from outbox.store.checking import Raw
 from outbox.tables import file, message, metadata, share, stream
 
@@ -134,7 +134,7 @@ class Verification:
         if not self._shelf.is_there():
             yield self._spool_away(engine)
             return
-        yield self._foreign_spool()
+        yield self._foreign_spool(engine)
         yield self._files(engine)
         if whole:
             yield self._strangers(engine)
@@ -408,17 +408,15 @@ class Verification:
             )
             yield Damage("spool_missing", Level.PROBLEM, text, remedy)
 
-    def _foreign_spool(self) -> Iterator[Damage]:
+    def _foreign_spool(self, engine: Engine) -> Iterator[Damage]:
         """A mark that is not the database's: a spool of another one, or a mark that is damaged itself."""
         try:
-            self._outbox.marks.check()
-        except ForeignSpool as error:
-            yield Damage(
-                "spool_foreign", Level.PROBLEM, f"{error.text}: nothing is swept, and new files are refused", error.remedy
-            )
-        except SpoolError as error:
-            text, _, remedy = str(error).partition("; ")
-            remedy = remedy or "look whether its disk is well, and whether we may read it"
+            spool = self._outbox.spool_store.mark()  # before the database's, as in Marking.look
+            with engine.begin() as connection:
+                database = marking.mark(connection)
+            self._outbox.marks.judge(Marks(database, spool))
+        except (ForeignSpool, SpoolError) as error:
+            text, remedy = about_mark(error)
             yield Damage("spool_foreign", Level.PROBLEM, text, remedy)
         except _UNREADABLE as error:
             yield _unreadable_database(error)

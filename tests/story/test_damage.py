@@ -293,7 +293,7 @@ ROWS = {
     "file_bytes": ("outbox_message SET file_bytes = file_bytes + 64 WHERE id = 2", "message_changed"),
     "attachment's name": ("outbox_attachment SET filename = 'qhoto' WHERE message_id = 2", "message_changed"),
     "attachment's name, no text": ("outbox_attachment SET name = CAST(name AS BLOB) WHERE message_id = 2", "message_changed"),
-    "attachment's type, a number": (
+    "attachment's type, no text": (
         "outbox_attachment SET content_type = CAST(content_type AS BLOB) WHERE message_id = 2",
         "message_changed",
     ),
@@ -571,6 +571,20 @@ def test_a_flip_in_a_place_that_everything_hangs_on_is_found(sound: Sound, place
         noticed = is_noticed(sound.database, sound.spool)
 
         assert noticed or [] == list(differences(before, contents(sound.database))), bit
+
+
+def test_a_mark_that_cannot_be_read_is_told_and_the_files_are_looked_at_all_the_same(sound: Sound) -> None:
+    with closing(sqlite3.connect(sound.database)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'outbox_spool'").fetchone()
+    flip(sound.database, (page - 1) * 4096, 7)
+    outbox_ = an_outbox(f"sqlite:///{sound.database}", sound.spool)
+    verification = Verification(outbox_)
+
+    found = list(verification.run())
+
+    assert {"database_damaged"} == kinds(found)
+    assert verification.tally.files > 0
+    outbox_.close()
 
 
 @pytest.mark.parametrize("length", [0, 50, 100, 4096, 40_960])
