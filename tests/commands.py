@@ -8,10 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests import warm
+
 #: Runs commands in turn. What each says ends with a separator, on standard output after its exit code.
 _ONE_AFTER_THE_OTHER = """
 import json, sys
 from outbox.cli import main
+
+from tests import warm
 for command in json.loads(sys.argv[1]):
     try:
         main(command)
@@ -26,7 +30,7 @@ def run_all(
 ) -> list[subprocess.CompletedProcess[str]]:
     """What each of these commands said, and how it ended."""
     program = [sys.executable, "-c", _ONE_AFTER_THE_OTHER, json.dumps(commands)]
-    run = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    run = warm.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     outputs, errors = run.stdout.split("\x1e"), run.stderr.split("\x1e")
     assert len(commands) + 1 == len(outputs) == len(errors), run.stderr
     told = [(*output.split("\x1f"), error) for output, error in zip(outputs[:-1], errors, strict=False)]

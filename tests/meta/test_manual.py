@@ -12,6 +12,7 @@ import click
 import pytest
 
 from outbox.cli import group
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cli.md"
@@ -19,7 +20,7 @@ REGENERATE = "outbox manual > docs/cli.md"
 
 
 def outbox(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-m", "outbox", *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONUTF8": "1", "COLUMNS": "200"} | environment,

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from outbox import EnosEvents, Outbox, Policy, Token, Worker
 from outbox.tables import destination
 from outbox.testing import Receiver
-from tests import factories
+from tests import factories, warm
 from tests.commands import run_all
 
 SECRET = "canary-7f3a9c"
@@ -48,7 +48,7 @@ class Terminal:
         }
 
     def run(self, *arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return warm.run(
             [sys.executable, "-m", "outbox", *arguments],
             cwd=self.folder,
             env=self.environment | more,
@@ -123,7 +123,7 @@ def initialized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `outbox init` ran. A copy of it is as good as another run, and much faster."""
     folder = tmp_path_factory.mktemp("initialized")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OUTBOX_")}
-    subprocess.run([sys.executable, "-m", "outbox", "init"], cwd=folder, env=environment, capture_output=True, check=True)
+    warm.run([sys.executable, "-m", "outbox", "init"], cwd=folder, env=environment, capture_output=True, check=True)
     return folder
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from outbox.tables import metadata
 from outbox.testing import Answer, Receiver, Status
+from tests import warm
 from tests.factories import column
 from tests.skins.conftest import EVENT, SECRET, Terminal
 
@@ -186,7 +187,7 @@ def test_stored_text_cannot_take_over_the_terminal(terminal: Terminal, receiver:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_ends_in_order_when_it_is_told_to(terminal: Terminal, receiver: Receiver, number: signal.Signals):
     terminal.put("k")
-    worker = subprocess.Popen(
+    worker = warm.WarmPopen(
         [sys.executable, "-m", "outbox", "worker"],
         cwd=terminal.folder,
         env=terminal.environment,

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from outbox.model import State
 from outbox.tables import audit, message
 from outbox.testing import Receiver
+from tests import warm
 from tests.factories import column, count, message_values
 from tests.skins.conftest import Terminal
 from tests.story.conftest import eventually
@@ -195,7 +196,7 @@ def done_so_far(terminal: Terminal) -> int:
 def begin(terminal: Terminal, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "outbox", *arguments]
     options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.Popen(command, cwd=terminal.folder, env=terminal.environment, **options)
+    return warm.WarmPopen(command, cwd=terminal.folder, env=terminal.environment, **options)
 
 
 def test_a_dry_run_tells_everything_and_does_nothing(terminal: Terminal) -> None:

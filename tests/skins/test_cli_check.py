@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from outbox.testing import Receiver
+from tests import warm
 from tests.skins.conftest import SECRET, Terminal
 
 
@@ -149,7 +150,7 @@ def test_a_damaged_database_is_a_finding_of_verify_and_a_sentence_of_the_others(
 
 def test_a_bar_is_drawn_on_a_terminal_alone(idle: Terminal) -> None:
     ours, theirs = pty.openpty()
-    run = subprocess.Popen(
+    run = warm.WarmPopen(
         [sys.executable, "-m", "outbox", "verify"],
         cwd=idle.folder,
         env=idle.environment | {"TERM": "xterm"},

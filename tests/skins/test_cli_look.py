@@ -30,6 +30,7 @@ from outbox.store import living
 from outbox.tables import delivery, destination, file, message
 from outbox.testing import Answer, Receiver, Status
 from outbox.transport import Upload
+from tests import warm
 from tests.skins.conftest import EVENT, SECRET, Terminal
 
 REFUSED = "the asset's \x1b[31mmodel is unknown"
@@ -62,7 +63,7 @@ class Screen:
         self._ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (40, columns))
         environment = {key: value for key, value in desk.environment.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-        self.process = subprocess.Popen(
+        self.process = warm.WarmPopen(
             [sys.executable, "-m", "outbox", *arguments],
             cwd=desk.folder,
             env=environment | {"TERM": "xterm-256color"},
@@ -210,7 +211,7 @@ def test_status_fits_a_narrow_terminal_and_a_wide_one(desk: Desk, screen: Callab
 
 
 def test_status_that_is_watched_without_a_terminal_is_printed_again_until_it_is_interrupted(desk: Desk) -> None:
-    watching = subprocess.Popen(
+    watching = warm.WarmPopen(
         [sys.executable, "-m", "outbox", "status", "--watch", "0.1", "--json"],
         cwd=desk.folder,
         env=desk.environment,

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from outbox.database import Database
 from outbox.tables import metadata
 from outbox.testing import Answer, Receiver, Status
+from tests import warm
 from tests.commands import run_all
 from tests.story.conftest import eventually
 
@@ -47,7 +48,7 @@ class Shell:
         (folder / "photo.jpg").write_bytes(b"a picture")
 
     def run(self, *arguments: str, stdin: str = "", code: int | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-        run = subprocess.run(
+        run = warm.run(
             [sys.executable, "-m", "outbox", *arguments],
             cwd=self.folder,
             env=self.environment | more,
@@ -81,7 +82,7 @@ class Working:
         self._shell = shell
         self._log = shell.folder / "worker.log"
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = warm.WarmPopen(
                 [sys.executable, "-m", "outbox", *arguments],
                 cwd=shell.folder,
                 env=shell.environment,

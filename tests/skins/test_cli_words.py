@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -27,6 +26,7 @@ from outbox.store import living, looking
 from outbox.tables import attempt, audit, delivery
 from outbox.testing import Receiver
 from outbox.views import BlockedKey, DestinationStatus, Flow, SpoolStatus, Status
+from tests import warm
 from tests.factories import NOW, add_row, an_outbox
 
 LATER = NOW + timedelta(seconds=3)
@@ -400,7 +400,7 @@ def test_the_receiver_counts_in_words(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_port_that_is_taken_is_told_as_a_worker_tells_it() -> None:
     with Receiver() as taken:
         command = [sys.executable, "-m", "outbox", "receiver", "--port", str(taken.port)]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        run = warm.run(command, capture_output=True, text=True, timeout=60)
 
     words = f"cannot listen on 127.0.0.1:{taken.port}: Address already in use; choose another address with --host and --port"
     assert (1, f"outbox: cannot start: {words}\n") == (run.returncode, run.stderr)

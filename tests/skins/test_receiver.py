@@ -1067,6 +1067,20 @@ def test_a_reset_looks_different_from_a_polite_end(receiver: Receiver) -> None:
         assert connection.recv(1) == b""
 
 
+def test_a_head_that_breaks_off_is_no_request(receiver: Receiver) -> None:
+    """The library would take its beginning for all of it, and its headers for all there were."""
+    capture = (CAPTURES / "01-event-no-file.http").read_bytes()
+    end = capture.index(b"\r\n\r\n") + 4
+
+    for place in range(1, end, 7):
+        with connect(receiver) as connection:
+            connection.sendall(capture[:place])
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+
+    assert (receiver.requests, receiver.begun, receiver.violations) == ([], 0, [])
+
+
 def test_a_server_tired_of_keep_alive_has_still_taken_the_request(receiver: Receiver) -> None:
     receiver.misbehave(HangUp("after_answer"))
     capture = (CAPTURES / "01-event-no-file.http").read_bytes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,6 +24,7 @@ from outbox.policy import ATTEMPTS_KEPT, HANDFUL
 from outbox.store import living
 from outbox.tables import attempt, delivery, file, message, worker
 from outbox.testing import Status
+from tests import warm
 from tests.factories import NOW, add_row, count, deliveries, event, message_values, outcomes, states
 from tests.story.conftest import Hand, Place, eventually
 
@@ -491,7 +491,7 @@ def test_one_that_is_no_database_is_refused_and_left_as_it_is(sqlite_place: Plac
     path = sqlite_place.folder / "other.db"
     path.write_bytes(b"Dear diary, " * 1000)
 
-    ran = subprocess.run(
+    ran = warm.run(
         [sys.executable, "-m", "outbox", "status"],
         cwd=sqlite_place.folder,
         env=os.environ | {"OUTBOX_DATABASE": f"sqlite:///{path}", "PYTHONPATH": str(Path(__file__).parents[2])},

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from outbox import Outbox, migrate, settings
 from outbox.errors import ConfigurationError
+from tests import warm
 from tests.commands import run_all
 from tests.factories import an_outbox
 from tests.postgres import create_database, drop_database
@@ -49,7 +50,7 @@ class Shell:
         return path
 
     def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        run = subprocess.run(
+        run = warm.run(
             [sys.executable, "-m", "outbox", *arguments],
             cwd=self.folder,
             env=self.environment | more,

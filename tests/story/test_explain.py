@@ -28,6 +28,7 @@ from outbox.presence import Presence
 from outbox.store import living
 from outbox.tables import attachment, delivery, file, message, metadata, worker
 from outbox.testing import Answer, HangUp, Hold, Receiver, Status
+from tests import warm
 from tests.factories import an_outbox, column, enos, event, message_values, reasons, states
 from tests.story.conftest import ROOT, Hand, Place, eventually
 
@@ -1540,7 +1541,7 @@ def run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
     }
     kept = {key: value for key, value in os.environ.items() if not key.startswith("OUTBOX_")}
     command = [sys.executable, "-m", "outbox", *arguments]
-    return subprocess.run(command, cwd=place.folder, env=kept | settings, capture_output=True, text=True, timeout=60)
+    return warm.run(command, cwd=place.folder, env=kept | settings, capture_output=True, text=True, timeout=60)
 
 
 def test_the_terminal_tells_each_cause_in_text_and_in_lines_of_json(place: Place) -> None:

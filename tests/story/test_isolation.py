@@ -25,6 +25,7 @@ from outbox.model import Reason
 from outbox.payload import text
 from outbox.tables import attempt, destination, message
 from outbox.testing import Behaviour, HangUp, Received, Receiver, Silence, Status, Truncated, peak_of
+from tests import warm
 from tests.factories import column, event, in_full, message_values, real_clock, reasons, states
 from tests.story.conftest import ROOT, Hand, Place, eventually
 
@@ -238,7 +239,7 @@ def terminal(place: Place, *arguments: str) -> str:
         "COLUMNS": "400",
     }
     command = [sys.executable, "-m", "outbox", *arguments]
-    run = subprocess.run(command, cwd=place.folder, env=os.environ | settings, capture_output=True, text=True, timeout=60)
+    run = warm.run(command, cwd=place.folder, env=os.environ | settings, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -377,7 +378,7 @@ class Supervisor:
         here = {"database": place.url, "spool": str(place.spool), "url": place.receiver.url}
         self._errors = place.folder / "supervisor.err"
         with self._errors.open("wb") as errors:
-            self._popen = subprocess.Popen(
+            self._popen = warm.WarmPopen(
                 [sys.executable, "-m", "tests.story.isolation_programs"],
                 cwd=ROOT,
                 env=os.environ | {"STORY": json.dumps(here | story)},

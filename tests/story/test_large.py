@@ -35,9 +35,9 @@ def test_a_file_larger_than_memory_should_be_goes_through_little_memory(place_fo
     digest = sparse_file(source)
     options = {"max_file_bytes": 3 * GIB}
 
-    producer = place.run("enqueue_large", key="large", path=str(source), options=options)
+    producer = place.run("enqueue_large", cold=True, key="large", path=str(source), options=options)
     assert producer.ended(120) == 0, producer.log
-    worker = place.run("work", until_idle=True, options=options)
+    worker = place.run("work", cold=True, until_idle=True, options=options)
     assert worker.ended(240) == 0, worker.log
 
     memory = {name: int(each.lines[-1]) for name, each in (("enqueue", producer), ("worker", worker))}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from outbox.patience import Stop
 from outbox.payload import text
 from outbox.tables import audit, message
 from outbox.testing import Hold, Receiver, Status
-from tests import ledger
+from tests import ledger, warm
 from tests.factories import an_outbox, column, deliveries, event, message_values, reasons, states
 from tests.story.conftest import ROOT, Hand, Place, eventually
 
@@ -174,7 +173,7 @@ def test_the_stop_is_shown_with_what_the_destination_said(typo: Typo) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OUTBOX_")}
     environment |= {"OUTBOX_DATABASE": place.url, "OUTBOX_SPOOL": str(place.spool), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "outbox", "status", "--json"]
-    run = subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=60)
+    run = warm.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=60)
     shown = json.loads(run.stdout)["destinations"]["enos"]
 
     assert ("reject_streak", "outbox") == (shown["stop"], shown["stopped_by"])

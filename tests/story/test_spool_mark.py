@@ -30,6 +30,7 @@ from outbox.store import marking
 from outbox.tables import message, metadata
 from outbox.tables import spool as spool_table
 from outbox.worker import Worker
+from tests import warm
 from tests.factories import an_outbox, event, real_clock, states
 from tests.story.conftest import ROOT, Place, eventually
 
@@ -53,7 +54,7 @@ def command_line(place: Place, *arguments: str) -> subprocess.CompletedProcess[s
         "OUTBOX_DESTINATIONS__ENOS__ALLOW_PLAIN_HTTP": "true",
         "PYTHONPATH": str(ROOT),
     }
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-m", "outbox", *arguments],
         cwd=place.folder,
         env=kept | settings,
@@ -79,6 +80,7 @@ def is_settled(place: Place) -> bool:
 
 def lose(place: Place) -> None:
     """What is in the database is gone: with SQLite its file, with Postgres every row."""
+    place.damaged = True
     place.database.close()
     place.engine.dispose()
     if place.database.path is None:

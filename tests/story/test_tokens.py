@@ -25,6 +25,7 @@ from outbox.patience import Stop
 from outbox.secret import secret_file
 from outbox.tables import destination, message, metadata
 from outbox.testing import ApimExpired, Expired, Hold, Receiver, Slow
+from tests import warm
 from tests.factories import Clock, deliveries, in_full, outcomes, states
 from tests.story.conftest import ROOT, Place, eventually
 
@@ -139,7 +140,7 @@ class Gate:
 
     def status(self) -> str:
         """What `outbox status` says, with words that are too wide for a table on one line."""
-        run = subprocess.run(
+        run = warm.run(
             [sys.executable, "-m", "outbox", "status", "--json"],
             cwd=self.place.folder,
             env=os.environ
@@ -493,7 +494,7 @@ class Fleet:
 
     def _process(self, story: dict[str, Any], said: Path, log: Path) -> subprocess.Popen[bytes]:
         with said.open("wb") as out, log.open("wb") as errors:
-            return subprocess.Popen(
+            return warm.WarmPopen(
                 [sys.executable, "-m", "tests.story.token_programs"],
                 cwd=ROOT,
                 env=os.environ | {"STORY": json.dumps(story)},
