@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,89 +15,20 @@ import sqlalchemy as sa
 from outbox import EnosEvents, Outbox, Policy, migrate
 from outbox.database import Database
 from outbox.dispatcher import Dispatcher
+from outbox.errors import DatabaseDamaged, SchemaError
 from outbox.presence import Presence
 from outbox.store import breaker
+from outbox.tables import audit, message
 from outbox.testing import Received, Receiver
 from outbox.transport import RequestsTransport
 from tests import ledger
-from tests.factories import Clock, an_outbox, caller_engine, enos, event, held_up
+from tests.factories import NOW, Clock, an_outbox, caller_engine, enos, event, held_up
+from tests.ledger import trail
+from tests.ledger.soundness import database_sound
 from tests.postgres import Postgres, create_database
+from tests.story.process import ROOT, Process, eventually
 
-ROOT = Path(__file__).parents[2]
-
-
-def eventually(predicate: Callable[[], object], within: float = 20.0) -> None:
-    """Wait until something another process does has happened."""
-    ends = time.monotonic() + within
-    while not predicate():
-        assert time.monotonic() < ends, f"not so within {within} s"
-        time.sleep(0.02)
-
-
-class Process:
-    """A program of tests/story/processes.py that is running."""
-
-    def __init__(self, folder: Path, number: int, story: Mapping[str, Any]) -> None:
-        self.errors = folder / f"process-{number}.err"
-        self.said = folder / f"process-{number}.out"
-        with self.errors.open("wb") as errors, self.said.open("wb") as said:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-m", "tests.story.processes"],
-                cwd=ROOT,
-                env=os.environ | {"STORY": json.dumps(story), "PYTHONWARNINGS": "error::ResourceWarning"},
-                stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=errors,
-            )
-
-    @property
-    def log(self) -> str:
-        return self.errors.read_text(errors="replace")
-
-    @property
-    def lines(self) -> list[str]:
-        """What it said, without a line it has only begun."""
-        return self.said.read_text().split("\n")[:-1]
-
-    @property
-    def running(self) -> bool:
-        return self._popen.poll() is None
-
-    def send(self, number: signal.Signals) -> None:
-        self._popen.send_signal(number)
-
-    def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
-        self._popen.kill()
-        self._popen.wait()
-
-    def freeze(self) -> None:
-        """Stop it, and wait until it stands still."""
-        self._popen.send_signal(signal.SIGSTOP)
-        eventually(lambda: Path(f"/proc/{self._popen.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-
-    def thaw(self) -> None:
-        self._popen.send_signal(signal.SIGCONT)
-
-    def until(self, word: str, within: float = 20.0) -> None:
-        """Wait until it has said something."""
-        eventually(lambda: word in self.lines or not self.running, within)
-        assert word in self.lines, self.log
-
-    def until_logged(self, words: str, within: float = 20.0) -> None:
-        eventually(lambda: words in self.log or not self.running, within)
-        assert words in self.log, self.log
-
-    def ended(self, within: float = 180.0) -> int:
-        """Its exit code, once it has ended."""
-        return self._popen.wait(within)
-
-    def close(self) -> None:
-        if self.running:
-            self._popen.kill()
-        self._popen.wait()
-        if self._popen.stdin is not None:
-            self._popen.stdin.close()
+__all__ = ["ROOT", "Hand", "Place", "Process", "eventually"]
 
 
 class Place:
@@ -114,6 +41,9 @@ class Place:
         self.receiver = receiver
         self.clock = Clock()
         self.acknowledged: dict[str, dict[str, str]] = {}
+        #: A story says what it harms on purpose, and what a full disk purges: else all is there when everybody is gone.
+        self.damaged = False
+        self.purged: set[str] = set()
         self.database = Database(url)
         migrate.upgrade(self.database)
         self.engine = caller_engine(url)
@@ -142,10 +72,14 @@ class Place:
         """A worker without threads."""
         return Hand(outbox)
 
-    def run(self, program: str, **story: Any) -> Process:
+    def run(self, program: str, *, cold: bool = False, **story: Any) -> Process:
         """Start a program of processes.py here."""
+        if not self._processes:
+            # What several of them do with a message only the database can tell in order; if it is there, and nobody locks it.
+            with suppress(sa.exc.OperationalError):
+                trail.install(self.url, patience=0.2)
         here = {"database": self.url, "spool": str(self.spool), "url": self.receiver.url, "program": program}
-        process = Process(self.folder, len(self._processes), here | story)
+        process = Process(self.folder, len(self._processes), here | story, cold=cold)
         self._processes.append(process)
         return process
 
@@ -158,9 +92,13 @@ class Place:
             eventually(lambda: not any(held_up(self.engine) for _ in range(5)))
             process.freeze()
 
-    def check(self, **options: Any) -> None:
-        """Everything adds up."""
-        ledger.check(self.database, self.receiver.requests, self.acknowledged, **options)
+    def check(self, *, rolled_back: Collection[str] = (), **options: Any) -> ledger.Balance:
+        """Everything adds up: promises, rows, requests and the spool, and the trail once a process was started here."""
+        promises = ledger.promised(self.acknowledged, rolled_back)
+        options = {"spool": self.spool, "harmed": True, "thorough": False, "purged": self.purged} | options
+        balance = ledger.examine(self.database, self.receiver.requests, promises, **options)
+        assert balance.adds_up, balance.faults
+        return balance
 
     def begun(self) -> list[Received]:
         """Every request in the order they began. Closes the receiver: one whose client is gone may take long to notice."""
@@ -183,8 +121,25 @@ class Place:
         self.stop_processes()
         for outbox in self._outboxes:
             outbox.close()
+        left = self._left()
         self.engine.dispose()
         self.database.close()
+        assert [] == left, left
+
+    def _left(self) -> list[str]:
+        """What is wrong with what a story leaves, unless it meant to; one that took its database away looks for itself."""
+        if self.damaged:
+            return []
+        with suppress(DatabaseDamaged, SchemaError, sa.exc.OperationalError):
+            unsound = list(database_sound(self.database, thorough=False))
+            with self.database.read() as connection:
+                there = set(connection.execute(sa.select(message.c.key)).scalars())
+                by_hand = connection.execute(sa.select(audit.c.id).where(audit.c.action == "purge")).first()
+            if by_hand is not None or self.clock.wall >= NOW + timedelta(days=1):
+                return unsound  # a person has purged something, or time may have
+            lost = self.acknowledged.keys() - there - self.purged
+            return unsound + [f"{key} was committed and is lost" for key in sorted(lost)]
+        return []
 
 
 class Hand:

@@ -270,6 +270,7 @@ def test_a_file_that_cannot_be_read_is_told_and_the_next_is_looked_at(place: Pla
 
 def harm_row(place: Place, words: str) -> None:
     """Write what no constraint would let pass."""
+    place.damaged = True
     with closing(sqlite3.connect(place.folder / "outbox.db")) as connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute(f"UPDATE {words}")
