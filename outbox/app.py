@@ -60,10 +60,11 @@ class Outbox(Operations, Explaining, Views):
 
     `database` is a URL, or an engine on the database that the program uses itself. `spool` is a directory or a Spool, this
     database's alone: both get the same mark, and what belongs to another database is refused with ConfigurationError. `roots`
-    are the directories that paths given to `enqueue` must lie in; none means anywhere. `durability` says what happens when a
-    caller's connection would lose a commit at a power cut: "warn" once, "strict" refuses, "ignore" is for tests. `retention`
-    says how long what is over is kept. `quota` is how many bytes of files the spool may hold. `reserve` is how many bytes of a
-    disk producers leave alone, and the length of the file beside a SQLite database that a worker gives back when it is full.
+    are the directories that files given by path must lie in, under that name alone; none means anywhere. `durability` says what
+    happens when a caller's connection would lose a commit at a power cut: "warn" once, "strict" refuses, "ignore" is for tests.
+    `retention` says how long what is over is kept. `quota` is how many bytes of files the spool may hold. `reserve` is how many
+    bytes of a disk producers leave alone, and the length of the file beside a SQLite database that a worker gives back when it
+    is full.
 
     Making one opens nothing: not the database, not the spool, not the network.
     """
@@ -193,12 +194,16 @@ class Outbox(Operations, Explaining, Views):
         self._mind_spool()
         self.room.admit(found.size or 0, 0)
         spooled = self._copy(found, None)
+        written = False
         try:
             with self.database.begin() as connection:
                 now = self.ambient.now()
                 arriving.add_file(connection, spooled, now, free_at=now + SWEEP_GRACE)
-        except BaseException:
-            self._drop([spooled])
+                written = True
+        except BaseException as error:
+            # Of a COMMIT nobody may know whether it was done: bytes without a row are swept, a row must not be without bytes.
+            if not written or isinstance(error, OutOfRoom):
+                self._drop([spooled])
             raise
         return spooled
 
@@ -302,10 +307,10 @@ class Outbox(Operations, Explaining, Views):
             return  # the next enqueue asks; this one would wait for the connection that its own caller holds
         if not self.spool_store.is_there():
             with self.database.read() as connection:
-                if keeping.any_kept(connection):
-                    raise SpoolError(
-                        f"{self.spool_store!r} is not there, and the database has files in it; is the disk mounted?"
-                    )
+                kept = keeping.any_kept(connection)
+            # Another program may have made it, and committed, since we looked.
+            if kept and not self.spool_store.is_there():
+                raise SpoolError(f"{self.spool_store!r} is not there, and the database has files in it; is the disk mounted?")
         if self.spool_store.mark() is None:
             return  # nobody has begun to sweep it
         try:
@@ -392,7 +397,7 @@ class Outbox(Operations, Explaining, Views):
             arriving.attach(connection, message_id, attachments)
         except DBAPIError:
             # A caller may go on and commit: then there must be no message without its files.
-            with contextlib.suppress(DBAPIError):
+            with contextlib.suppress(SQLAlchemyError):  # it may be lost, and a transaction with it
                 arriving.withdraw(connection, message_id)
             raise
         return Enqueued(message_id, True, State.PENDING)

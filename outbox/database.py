@@ -29,6 +29,18 @@ _IDLE_TIMEOUT = 10
 #: Seconds that a Postgres server may take to let us in, unless the URL or PGCONNECT_TIMEOUT say something else: its own drivers
 #: wait for minutes, or for ever, where a machine takes a connection and says nothing.
 _CONNECT_TIMEOUT = 10
+#: A server that has lost its power, or a network that has forgotten us, says nothing any more: noticed after a minute, and not
+#: after the quarter of an hour or the two hours that systems take. Seconds, but the last: milliseconds.
+_UNTIL_NOTICED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+#: What we ask of a session, and what of a transaction where a pooler gives each of them another session.
+_ASKED = (
+    "SELECT set_config('idle_in_transaction_session_timeout', '{seconds}s', {only_now}), "
+    "CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', {only_now}) END"
+)
+_ASKED_OF_SESSION = _ASKED.format(seconds=_IDLE_TIMEOUT, only_now="false")
+_ASKED_OF_TRANSACTION = _ASKED.format(seconds=_IDLE_TIMEOUT, only_now="true")
+#: What a connection of the driver's remembers: that a pooler stands between it and the server.
+_POOLED = "outbox.pooled"
 #: Workers checkpoint far more often than this; it only bounds the WAL (about 80 MB) while none is running. SQLite before
 #: 3.51.3 can lose a race between two checkpointers, so in the normal course of things there is only one.
 _AUTOCHECKPOINT_PAGES = 20_000
@@ -94,7 +106,7 @@ def connect(url: str | URL) -> Engine:
                 f"the driver of {url.drivername} is not installed ({error.name}); write postgresql+psycopg:// and "
                 "pip install 'durable-outbox[postgres]'"
             ) from None
-        _let_go_when_frozen(engine)
+        _set_sessions_up(engine)
         return engine
     raise ConfigurationError(f"expected a SQLite or Postgres database, got {name!r}")
 
@@ -232,20 +244,41 @@ def _begin_with(engine: Engine, words: str) -> None:
 
 
 def _impatient(url: URL) -> dict[str, Any]:
-    said = "connect_timeout" in url.query or "PGCONNECT_TIMEOUT" in os.environ
-    of_libpq = url.get_driver_name() in ("psycopg", "psycopg2")  # others call it something else
-    return {"connect_timeout": _CONNECT_TIMEOUT} if of_libpq and not said else {}
+    """For how long the drivers on libpq wait, as far as the URL says nothing of it; others call it something else."""
+    if url.get_driver_name() not in ("psycopg", "psycopg2"):
+        return {}
+    ours = _UNTIL_NOTICED if "PGCONNECT_TIMEOUT" in os.environ else _UNTIL_NOTICED | {"connect_timeout": _CONNECT_TIMEOUT}
+    return {name: value for name, value in ours.items() if name not in url.query}
 
 
-def _let_go_when_frozen(engine: Engine) -> None:
-    """The server ends our transactions that stand still: a stopped or unplugged worker would keep its locks for as long."""
+def _set_sessions_up(engine: Engine) -> None:
+    """What our transactions ask of a Postgres server, of each session once; nothing is left in one that is not ours alone.
+
+    The server ends those that stand still: a stopped or unplugged worker would keep its locks for as long. And none is
+    answered before it is on the disk, whatever the server's default: a claim that it forgot would be sent twice.
+    """
 
     @event.listens_for(engine, "connect")
-    def set_up(connection: Any, _record: Any) -> None:
+    def set_up(connection: Any, record: Any) -> None:
         cursor = connection.cursor()
-        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TIMEOUT}s'")
+        cursor.execute("SELECT pg_backend_pid()")
+        pooled = record.info[_POOLED] = _promised_pid(connection) not in (None, cursor.fetchone()[0])
+        if pooled and hasattr(connection, "prepare_threshold"):
+            connection.prepare_threshold = None  # psycopg's: what one session prepared, the next does not know
+        elif not pooled:
+            cursor.execute(_ASKED_OF_SESSION)
         cursor.close()
         connection.commit()
+
+    @event.listens_for(engine, "begin")
+    def set_up_again(connection: Connection) -> None:
+        if connection.info.get(_POOLED):
+            connection.exec_driver_sql(_ASKED_OF_TRANSACTION)
+
+
+def _promised_pid(connection: Any) -> int | None:
+    """The process that serves a connection, as it was told when it was made; a pooler has to make that up."""
+    return getattr(getattr(connection, "info", None), "backend_pid", None)
 
 
 class Pages(NamedTuple):

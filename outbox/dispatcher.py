@@ -126,7 +126,7 @@ class Dispatcher:
         errors = []
         while leftovers:  # each by itself: one that cannot be recorded must not hold up the others
             try:
-                self._record_or_keep(leftovers.pop(0))
+                self._record_or_keep(leftovers.pop(0), again=True)
             except Exception as error:  # noqa: BLE001 (raised below)
                 errors.append(error)
             except BaseException:
@@ -235,25 +235,26 @@ class Dispatcher:
             return "the database went away before the send began"
         return "paused before the send began" if stop is Stop.PAUSE else None
 
-    def _record_or_keep(self, result: Result) -> None:
+    def _record_or_keep(self, result: Result, *, again: bool = False) -> None:
         try:
-            self._record(result)
+            self._record(result, again=again)
         except BaseException:
             with self._lock:
                 self._unrecorded.append(result)
             raise
 
-    def _record(self, result: Result) -> None:
-        written = self._write(result)
+    def _record(self, result: Result, *, again: bool) -> None:
+        written = self._write(result, again=again)
         with self._lock:
             self._held.discard(result.delivery)
         self._say(result, written)
         self._watcher.recorded(Recorded(result, written))
 
-    def _write(self, result: Result) -> dict[int, Settlement]:
+    def _write(self, result: Result, *, again: bool = False) -> dict[int, Settlement]:
         """One short transaction: the destination's row, the messages with their attempts, the delivery.
 
-        Returns what became of the messages whose claim still held.
+        Returns what became of the messages whose claim still held. `again`: an earlier try failed, perhaps with its COMMIT done
+        and only the news of it lost; then nobody is charged a second time.
         """
         when = self._claims.when(result.destination)
         now = when.now
@@ -261,7 +262,8 @@ class Dispatcher:
         policy = declared.policy if declared else Policy()
         verdict = replace(result.verdict, facts=fit_for_a_row(result.verdict.facts))
         with self._database.begin() as connection:
-            spared = blame.place(connection, result, policy, when.invented, self._ambient.random())
+            done = again and recording.ended_as(connection, result.delivery, outcome(verdict))
+            spared = not done and blame.place(connection, result, policy, when.invented, self._ambient.random())
             recovered = self._recovered(connection, result)
             settled = {
                 message.id: (
@@ -279,6 +281,8 @@ class Dispatcher:
                 )
                 for message in result.messages
             }
+            if done:
+                return {each: settlement for each, (_, settlement) in settled.items()}
             recorded = recording.record(
                 connection,
                 result.delivery,

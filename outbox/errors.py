@@ -114,11 +114,11 @@ class SpoolFull(SpoolError, OutOfRoom):
 
 
 class FileMissing(SpoolError):
-    """A spooled file is not there."""
+    """A spooled file is not there, or a name is none that one could have."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, text: str | None = None) -> None:
         self.name = name
-        super().__init__(f"spooled file {name} is missing")
+        super().__init__(text or f"spooled file {name} is missing")
 
 
 class FileChanged(SpoolError):

@@ -25,6 +25,8 @@ NAME_LIMIT = 255
 OCTETS = "application/octet-stream"
 
 _CONTENT_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: What is wrong with a file that has several names, where it matters which folder it is in.
+_LINKED = "has more than one name (hard links), and another may lie outside the allowed roots; give a copy of it"
 _NONE = re.compile(r"(?<![A-Za-z0-9])None(?![A-Za-z0-9])")
 
 
@@ -37,6 +39,7 @@ class Offered:
     filename: str
     content_type: str
     size: int | None  #: None for a stream: only copying tells
+    rooted: bool = False  #: it must lie in one of the allowed roots, and nowhere else
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ def digest(text: str, attachments: Sequence[Attachment], ordering_key: str | Non
 
 
 def open_source(offered: Offered) -> BinaryIO:
-    """The bytes to copy. A path is opened once, without following a link put there meanwhile, and looked at again.
+    """The bytes to copy. A path is opened once, without following a link put anywhere in it meanwhile, and looked at again.
 
     Raises Refused when it is not the regular file any more that was looked at.
     """
@@ -148,16 +151,37 @@ def open_source(offered: Offered) -> BinaryIO:
     if not isinstance(source, Path):
         return cast("BinaryIO", source)
     path = f"files.{offered.name}"
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        descriptor = os.open(source, flags | getattr(os, "O_BINARY", 0))
+        descriptor = _open_in_place(source)
     except OSError as error:
         raise Refused([Fault(path, f"cannot be read: {error.strerror}")]) from None
-    opened = os.fdopen(descriptor, "rb", buffering=0)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not os.path.samestat(os.fstat(descriptor), os.lstat(source)):
-        opened.close()
-        raise Refused([Fault(path, "was exchanged while it was being read")])
-    return opened
+    found = os.fstat(descriptor)
+    exchanged = not stat.S_ISREG(found.st_mode) or (not _WALKS and not os.path.samestat(found, os.lstat(source)))
+    if exchanged or (offered.rooted and found.st_nlink > 1):
+        os.close(descriptor)
+        raise Refused([Fault(path, "was exchanged while it was being read" if exchanged else _LINKED)])
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+#: Whether a path can be walked folder by folder; elsewhere a folder on the way could become a link in between.
+_WALKS = hasattr(os, "O_PATH") and os.open in os.supports_dir_fd
+
+
+def _open_in_place(path: Path) -> int:
+    """A descriptor of what lies exactly there: of a path without links, in which nobody can put one on the way any more."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags |= getattr(os, "O_BINARY", 0)
+    if not _WALKS:
+        return os.open(path, flags)
+    through = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open(path.anchor, through)
+    try:
+        for part in path.parts[1:-1]:
+            above, folder = folder, os.open(part, through, dir_fd=folder)
+            os.close(above)
+        return os.open(path.name, flags, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _time_faults(due_at: object, expires_at: object, now: datetime) -> list[Fault]:
@@ -250,7 +274,7 @@ def offer(name: object, source: object, roots: Sequence[Path]) -> Offered | list
         faults.append(Fault(where, f"expected a file name of 1 to {NAME_LIMIT} characters, got {len(filename)}"))
     if json_payload.has_controls(filename):
         faults.append(Fault(where, f"its file name {filename!r} holds control characters"))
-    return faults or Offered(name, taken, filename, content_type, size)
+    return faults or Offered(name, taken, filename, content_type, size, rooted=bool(roots))
 
 
 def _look(where: str, given: str | bytes, roots: Sequence[Path]) -> tuple[Path, int] | Fault:
@@ -267,6 +291,8 @@ def _look(where: str, given: str | bytes, roots: Sequence[Path]) -> tuple[Path, 
             where,
             "is not a regular file but a " + ("directory" if stat.S_ISDIR(found.st_mode) else "device, pipe or socket"),
         )
+    if roots and found.st_nlink > 1:
+        return Fault(where, _LINKED)
     if not os.access(path, os.R_OK):
         return Fault(where, "cannot be read: permission denied")
     return path, found.st_size

@@ -9,6 +9,7 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, get_args
 
+from outbox.payload import printable
 from outbox.secret import conceal, learn
 
 Form = Literal["text", "json"]
@@ -22,13 +23,17 @@ _QUIET = {"apscheduler": logging.ERROR, "alembic": logging.WARNING}
 
 
 class TextFormatter(logging.Formatter):
-    """One line for a person, with the traceback below it."""
+    """One line for a person, with the traceback below it, set in: whatever is in a record, none of it can look like another."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        return conceal(super().format(record))
+        record.message, record.asctime = record.getMessage(), self.formatTime(record)
+        below = [self.formatException(record.exc_info)] if record.exc_info else []
+        below += [self.formatStack(record.stack_info)] if record.stack_info else []
+        lines = [f"    {printable(line)}" for each in below for line in conceal(each).splitlines()]
+        return "\n".join([printable(conceal(self.formatMessage(record)).rstrip()), *lines])
 
 
 class JsonFormatter(logging.Formatter):

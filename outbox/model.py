@@ -181,11 +181,13 @@ class Selection:
 
     @classmethod
     def from_json(cls, text: str) -> Selection:
-        """What `as_json` wrote."""
+        """What `as_json` wrote. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
         said: dict[str, Any] = json.loads(text)
         kinds: dict[str, Callable[[Any], Any]] = {
-            "ids": tuple,
-            "keys": tuple,
+            "ids": lambda numbers: tuple(int(number) for number in numbers),
+            "keys": lambda words: tuple(str(word) for word in words),
+            **dict.fromkeys(("destination", "ordering_key", "text"), str),
+            "limit": int,
             "states": lambda words: tuple(State(word) for word in words),
             "reasons": lambda words: tuple(Reason(word) for word in words),
             "since": datetime.fromisoformat,

@@ -156,7 +156,13 @@ class Operations:
         if row["finished_at"] is not None:
             many = "1 message" if row["messages"] == 1 else f"{row['messages']} messages"
             raise ConfigurationError(f"act {act_id} is over; it was done to {many}")
-        selection = Selection.from_json(row["chosen"])
+        try:
+            selection = Selection.from_json(row["chosen"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # a damaged row
+            raise ConfigurationError(
+                f"what act {act_id} was to be done to cannot be read any more; begin another, and name the messages"
+            ) from None
+        self._require_narrow(row["action"], selection)
         begun = Begun(row["action"], selection, row["actor"], row["at"], act_id, row["messages"], row["position"] or 0)
         return self._act(begun, rate=rate, again=True)
 

@@ -48,7 +48,8 @@ class Reserve:
         """Take the room, all of it or nothing; False when the disk has not so much."""
         unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
-            descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            unfinished.unlink(missing_ok=True)  # a crash left it, or somebody put a link there for us to write through
+            descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 _allocate(descriptor, self.size)
                 os.fsync(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ from outbox.transport import Answer, Transport, Upload
 from outbox.verdict import ANSWER_KEPT, Facts, NotSent, Reject, Retry, Unknown, Verdict, cleaned
 
 log = logging.getLogger("outbox.sending")
+
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class Sender:
@@ -51,6 +54,7 @@ class Sender:
             upload = destination.encode(batch)
             if headers:
                 upload = replace(upload, headers={**headers, **upload.headers})
+            _require_headers(upload.headers)
         except Exception as error:
             log.exception("destination %s cannot encode delivery %s", destination.name, batch.delivery, extra=_ids_of(batch))
             facts = Facts(text=cleaned(f"cannot be encoded: {type(error).__name__}"))
@@ -71,27 +75,29 @@ class Sender:
         renew: bool = False,
     ) -> Verdict:
         try:
+            transport = self._transport if destination.reach is None else self._transport.within(destination.reach)
             self._look_at_files(batch)
-            authorised = self._authorised(destination, upload, renew=renew)
+            authorised = self._authorised(destination, upload, transport, renew=renew)
             if reason := held_back():
                 return NotSent(Facts(text=reason), charged=False)
         except Exception as error:  # noqa: BLE001 (each ends as a verdict, and a bug is logged there)
             return self._failed(error, destination, batch, began=False)
         deadline = send_deadline(sum(part.size for part in upload.parts), destination.policy)
         try:
-            answer = self._transport.send(authorised, self._spool.open, deadline, destination.policy.connect_timeout)
+            answer = transport.send(authorised, self._spool.open, deadline, destination.policy.connect_timeout)
         except Exception as error:  # noqa: BLE001 (each ends as a verdict, and a bug is logged there)
             return self._failed(error, destination, batch, began=True)
         return self._judged(answer, destination, batch)
 
-    def _authorised(self, destination: Destination, upload: Upload, *, renew: bool) -> Upload:
+    def _authorised(self, destination: Destination, upload: Upload, transport: Transport, *, renew: bool) -> Upload:
         """The upload with what lets it in, asked for only now."""
         credentials = destination.credentials
         if credentials is None:
             return upload
         if renew:
             credentials.renew()
-        headers = credentials.headers(self._transport, self._ambient.now(), self._ambient.monotonic())
+        headers = credentials.headers(transport, self._ambient.now(), self._ambient.monotonic())
+        _require_headers(headers)
         return Upload(upload.url, upload.parts, {**upload.headers, **headers})
 
     def _look_at_files(self, batch: Batch) -> None:
@@ -142,6 +148,13 @@ class Sender:
             )
             facts = Facts(answer.status, text=cleaned(f"the answer cannot be judged: {type(error).__name__}"))
             return Unknown(facts) if 200 <= answer.status < 300 else Retry(facts)
+
+
+def _require_headers(headers: Mapping[str, str]) -> None:
+    """Raises ConfigurationError for a header that no request may hold, without its value, which may be a secret."""
+    for name, value in headers.items():
+        if not (_HEADER.fullmatch(name) and value.isascii() and value.isprintable() and value == value.strip()):
+            raise ConfigurationError(f"the header {name[:60]!r} holds what is not printable ASCII, or white space at an end")
 
 
 def _ids_of(batch: Batch) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class DestinationSettings(_Strict):
     url: str
     org_id: str
     allow_plain_http: bool = False
+    public_only: bool = False
+    allowed_networks: list[str] = []
     token: TokenSettings | None = None
     realtime: bool = True
     max_message_bytes: int = 512_000
@@ -276,7 +278,8 @@ def _naming(place: Sequence[str], owner: str = "") -> Iterator[None]:
     except ConfigurationError as error:
         table = ".".join(place[:2])
         words = str(error).removeprefix(f"{owner}: ")
-        words = words.replace("allow_plain_http=True", f"allow_plain_http = true in [{table}]")
+        for setting in ("allow_plain_http", "public_only"):
+            words = words.replace(f"{setting}=True", f"{setting} = true in [{table}]")
         raise ConfigurationError(f"{faults.named(place)}: {words}") from None
 
 
@@ -318,6 +321,8 @@ def _destination(name: str, settings: DestinationSettings, folder: Path) -> Dest
             url=settings.url,
             org_id=settings.org_id,
             allow_plain_http=settings.allow_plain_http,
+            public_only=settings.public_only,
+            allowed_networks=tuple(settings.allowed_networks),
             token=token,
             realtime=settings.realtime,
             max_message_bytes=settings.max_message_bytes,
@@ -373,6 +378,8 @@ type = "enos-events" # or enos-measurepoints, enos-attributes
 url = "https://integration.example" # the console's Help > Environment Information > HTTP Integration Channel
 org_id = "o15724268424841"
 # allow_plain_http = true # only for a receiver on this machine
+# public_only = true # if somebody else chooses the url: no address of this machine or its neighbours is connected to
+# allowed_networks = ["10.20.0.0/16"] # but for these
 
 [destinations.enos.token]
 url = "https://gateway.example" # the API gateway: another host than the one above

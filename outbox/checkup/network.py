@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import certifi
 
+from outbox.addresses import Reach
 from outbox.destinations.base import seconds_until
 
 
@@ -23,8 +24,12 @@ class Reached(NamedTuple):
     ahead: float | None
 
 
-def reach(url: str, deadline: float, now: datetime) -> Reached:
-    """Connect to the host of a URL, with TLS where it says so. Raises OSError, in words."""
+class OutOfReach(OSError):
+    """A destination that takes public addresses only is at another."""
+
+
+def reach(url: str, deadline: float, now: datetime, within: Reach | None = None) -> Reached:
+    """Connect to the host of a URL, with TLS where it says so. Raises OSError, in words; OutOfReach before a byte goes out."""
     parts = urlsplit(url)
     host, secure = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
@@ -37,7 +42,11 @@ def reach(url: str, deadline: float, now: datetime) -> Reached:
         connection = http.client.HTTPConnection(host, port, timeout=deadline)
     began = time.monotonic()
     try:
-        connection.connect()
+        raw = connection.sock = socket.create_connection((host, port), deadline)
+        if within is not None and not within.takes(raw.getpeername()[0]):
+            raise OutOfReach(raw.getpeername()[0])
+        if secure:
+            connection.sock = trusted.wrap_socket(raw, server_hostname=host)
         seconds = time.monotonic() - began
         return Reached(f"{host}:{port}", seconds, _ahead(connection, now))
     finally:
@@ -47,6 +56,11 @@ def reach(url: str, deadline: float, now: datetime) -> Reached:
 def in_words(error: OSError) -> tuple[str, str]:
     """Why no connection was made, and what to do about it."""
     match error:
+        case OutOfReach():
+            return (
+                f"it is at {error}, and it takes public addresses only",
+                "name its network in allowed_networks if that is meant; nothing was sent there",
+            )
         case socket.gaierror():
             return (
                 "its name is not known to this machine's resolver",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from outbox.addresses import Reach
 from outbox.app import Outbox
 from outbox.checkup import network
 from outbox.checkup.findings import Check, Finding, compared, ok, problem
@@ -36,7 +37,7 @@ class RemoteLooks:
 
     def _reach(self, destination: Destination) -> Iterator[Finding]:
         try:
-            reached = network.reach(destination.url, _CONNECT, datetime.now(UTC))
+            reached = network.reach(destination.url, _CONNECT, datetime.now(UTC), destination.reach)
         except OSError as error:
             why, remedy = network.in_words(error)
             yield problem(f"{destination.name} cannot be reached at {destination.url}: {why}", remedy)
@@ -50,7 +51,8 @@ class RemoteLooks:
         if credentials is None:
             yield ok(f"{destination.name} needs no credentials")
             return
-        listening = _Listening(self._transport)
+        reach = destination.reach
+        listening = _Listening(self._transport if reach is None else self._transport.within(reach))
         ambient = self._outbox.ambient
         try:
             credentials.headers(listening, ambient.now(), ambient.monotonic())
@@ -89,6 +91,9 @@ class _Listening:
 
     def cut(self) -> None:
         self._transport.cut()
+
+    def within(self, reach: Reach) -> Transport:
+        return self._transport.within(reach)
 
 
 def _bound(look: Callable[[Destination], Iterable[Finding]], destination: Destination) -> Callable[[], Iterable[Finding]]:

@@ -74,7 +74,8 @@ def _write(path: Path) -> bool:
     if path.exists():
         return False
     try:
-        path.write_text(settings.TEMPLATE, "utf-8")
+        with path.open("x", encoding="utf-8") as file:  # and not through a link to where nothing is yet
+            file.write(settings.TEMPLATE)
     except OSError as error:
         raise ConfigurationError(f"cannot write {path}: {error.strerror}") from None
     return True

@@ -113,7 +113,7 @@ def _report(found: Status, room: int | None) -> Iterator[str]:
         numbers = (each.due, each.waiting, each.claimed, each.dead, each.delivered_last_hour)
         rows.append((name, *numbers, _since(each.oldest_due_at, found.at), _stop(each)))
     yield from columns(head, rows, spare=("CLAIMED",), room=room)
-    remarks = (remark for name, each in found.destinations.items() for remark in _remarks(name, each, found))
+    remarks = (remark for name, each in found.destinations.items() for remark in _remarks(shown(name), each, found))
     for block in (_wrapped(remarks, room), _blocked(found, room), _wrapped(_around(found), room)):
         yield from ["", *block] if block else []
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import ClassVar, Protocol, assert_never
 from urllib.parse import urlsplit
 
+from outbox.addresses import Reach, networks
 from outbox.destinations.table import Meaning, Verdicts
 from outbox.errors import ConfigurationError, Fault
 from outbox.model import Batch, Draft, Reason
@@ -37,7 +38,12 @@ class Credentials(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Destination(ABC):
-    """A place that takes uploads. Subclasses say two things, both pure: `encode` and `judge`."""
+    """A place that takes uploads. Subclasses say two things, both pure: `encode` and `judge`.
+
+    Where somebody else chooses the address, `public_only` keeps what is sent, and what its credentials ask for, away from this
+    machine and its neighbours: a connection to an address that is not public is given up before a byte goes out, whatever name
+    led to it. `allowed_networks` are taken all the same: ["10.20.0.0/16"].
+    """
 
     #: What its answers mean, for a `judge` that looks it up in a table; `outbox verdicts` prints it.
     verdicts: ClassVar[Verdicts] = ()
@@ -46,6 +52,8 @@ class Destination(ABC):
     url: str
     policy: Policy = field(default_factory=Policy)
     allow_plain_http: bool = False  #: http:// is refused without it: tokens and data would travel in the clear
+    public_only: bool = False
+    allowed_networks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -54,6 +62,14 @@ class Destination(ABC):
                 f"got {self.name!r}"
             )
         check_url(self.url, self.allow_plain_http, f"destination {self.name}")
+        owner = f"destination {self.name}"
+        if networks(self.allowed_networks, owner) and not self.public_only:
+            raise ConfigurationError(f"{owner}: allowed_networks are exceptions to public_only=True, which is not said")
+
+    @property
+    def reach(self) -> Reach | None:
+        """Which addresses it may be at, and its token service; None for any."""
+        return Reach(networks(self.allowed_networks, f"destination {self.name}")) if self.public_only else None
 
     @property
     def credentials(self) -> Credentials | None:

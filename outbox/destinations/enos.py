@@ -269,12 +269,13 @@ class EnosEvents(Destination):
         self, struct: dict[str, Any], reference: Reference, name: str, filename: str, size: int, md5: str
     ) -> dict[str, Any]:
         device = ("assetId",) if "assetId" in struct else ("productKey", "deviceKey")
+        extension = filename.rpartition(".")[2] if "." in filename else ""
         return {
             "featureId": reference.feature,
             **{key: struct.get(key) for key in device},
             "fileName": name,
             "originalFilename": filename,
-            "fileExt": "." + filename.rpartition(".")[2] if "." in filename else "",
+            "fileExt": f".{extension}" if extension else "",  # none behind a dot at the end
             "fileLength": str(size) if self.file_length_as_string else size,
             "md5": md5,
         }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import BinaryIO, NamedTuple, Protocol
 
-from outbox.errors import SpoolError
+from outbox.errors import FileMissing, SpoolError
 from outbox.model import SpooledFile
 
 _NAME = re.compile(r"[0-9a-f]{32}")
@@ -82,7 +82,7 @@ class Oversize(SpoolError):
 
 
 def checked_name(name: str) -> str:
-    """A name that is ours; anything else (a row edited to `../../x`) raises SpoolError."""
+    """A name that is ours; anything else (a row edited to `../../x`) raises FileMissing: that costs its message, no other."""
     if not _NAME.fullmatch(name):
-        raise SpoolError(f"{name!r} is not the name of a spooled file")
+        raise FileMissing(name, f"{name!r} is not the name of a spooled file")
     return name

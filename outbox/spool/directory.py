@@ -34,7 +34,10 @@ _MARK = re.compile(rb"([0-9a-f]{32})\n?")
 
 
 class DirectorySpool:
-    """Files in a local directory, private to its owner (0700, files 0600). Not for network file systems."""
+    """Files in a local directory, private to its owner (0700, files 0600). Not for network file systems.
+
+    One that somebody else made, or in which a folder is a link, is refused: whoever did that could have the files elsewhere.
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
@@ -207,7 +210,7 @@ class DirectorySpool:
             self._make_durable(self._swept)
             # The time of parking, not of the last use, is what the parked file's keeping counts from.
             os.utime(self._path(name))
-            self._path(name).rename(self._swept / name)
+            _move(self._path(name), self._swept / name)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -245,7 +248,7 @@ class DirectorySpool:
         if not path.exists() and parked.exists():
             self._make_durable(path.parent)
             with contextlib.suppress(FileNotFoundError):
-                parked.rename(path)
+                _move(parked, path)
         return path
 
     def _make_durable(self, folder: Path) -> None:
@@ -260,7 +263,19 @@ class DirectorySpool:
             part.mkdir(mode=0o700, exist_ok=True)
             with contextlib.suppress(PermissionError):  # a parent that we may not read was not made by us
                 _sync_folder(part.parent)
+        self._require_ours(folder)
         self._durable.add(folder)
+
+    def _require_ours(self, folder: Path) -> None:
+        """Raises SpoolError for a folder that is a link, or another user's. Root may work in anybody's, anybody in root's."""
+        found = folder.stat() if folder == self.root else folder.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            raise SpoolError(f"{folder} is a link, and files would go where it leads; remove it, and a folder takes its place")
+        if hasattr(os, "geteuid") and os.geteuid() not in (0, found.st_uid) and found.st_uid != 0:
+            raise SpoolError(
+                f"{folder} belongs to user {found.st_uid}, and not to us (user {os.geteuid()}): name another directory as the "
+                f"spool, or give it to us: chown -R {os.geteuid()} {self.root}"
+            )
 
 
 #: What a disk that is full says, or one of which we may not have more.
@@ -302,6 +317,21 @@ def _copy(name: str, source: BinaryIO, target: int, limit: int | None) -> Spoole
             os.posix_fadvise(target, pushed, size - pushed, os.POSIX_FADV_DONTNEED)
             pushed = size
     return SpooledFile(name, size, sha256.hexdigest(), md5.hexdigest())
+
+
+def _move(source: Path, target: Path) -> None:
+    """Give a file a name in another folder; it loses the old one when the new one survives a power cut, and not before."""
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:  # somebody was faster, or was killed before it was done
+        if not source.samefile(target):
+            source.replace(target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        source.rename(target)
+    _sync_folder(target.parent)
+    source.unlink(missing_ok=True)
 
 
 def _entries(folder: Path) -> Iterator[SpoolEntry]:

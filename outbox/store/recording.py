@@ -144,6 +144,12 @@ def finish_delivery(connection: Connection, delivery_id: int, outcome: Outcome, 
     return connection.execute(statement).rowcount == 1
 
 
+def ended_as(connection: Connection, delivery_id: int, outcome: Outcome) -> bool:
+    """Whether a delivery has ended with this outcome."""
+    ended = (delivery.c.id == delivery_id, delivery.c.finished_at.is_not(None), delivery.c.outcome == outcome)
+    return connection.execute(select(delivery.c.id).where(*ended)).one_or_none() is not None
+
+
 def free_later(connection: Connection, ids: Collection[int], when: datetime) -> None:
     """The files of these delivered messages may be freed at that instant, unless another message needs them then."""
     names = select(attachment.c.file).where(attachment.c.message_id.in_(ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Collection
 from datetime import datetime
 
@@ -9,6 +10,8 @@ from sqlalchemy import ColumnElement, exists, func, literal_column, or_
 
 from outbox.model import FINAL, Selection, State
 from outbox.tables import message, share, stream
+
+_SMALL = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def conditions(
@@ -41,7 +44,9 @@ def conditions(
     if selection.until is not None:
         found.append(instant(states) < selection.until)
     if selection.text:
-        found.append(func.lower(message.c.reason_text).contains(selection.text.lower(), autoescape=True))
+        # Some databases know the capitals of ASCII alone, so what is looked for is said both ways.
+        words_of_it = {selection.text.lower(), selection.text.translate(_SMALL)}
+        found.append(or_(*(func.lower(message.c.reason_text).contains(each, autoescape=True) for each in sorted(words_of_it))))
     return found
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, bin
 from outbox.database import insert_or_nothing
 from outbox.model import Lane
 from outbox.store import pausing
-from outbox.store.arriving import NewMessage
+from outbox.store.arriving import TAKE_WRITE_LOCK, NewMessage
 from outbox.tables import has_come, in_share, message, share
 from outbox.timekeeping import When
 
@@ -32,6 +32,8 @@ def join(connection: Connection, new: NewMessage, ordering_key: str) -> int:
     wanted = {"destination": new.destination, "ordering_key": ordering_key, "lane": new.lane}
     found = select(share.c.id).where(*(share.c[name] == value for name, value in wanted.items()))
     mine = found.with_for_update(read=True, key_share=True)
+    # A transaction of SQLite's that reads first could not write any more, had anybody written meanwhile.
+    connection.execute(TAKE_WRITE_LOCK)
     share_id = connection.execute(mine).scalar_one_or_none()
     if share_id is None:
         # Only now: an INSERT would wait for whoever is waking a share that is there.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BufferedReader
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any, Final, TypeAlias, assert_never, cast
@@ -169,12 +169,26 @@ class Server(ThreadingHTTPServer):
             self.handle_request()
 
 
+class _Head:
+    """The lines of a request's head. The library would take the beginning of one that breaks off for all of it."""
+
+    def __init__(self, stream: BufferedIOBase) -> None:
+        self._stream = stream
+
+    def readline(self, limit: int) -> bytes:
+        line = self._stream.readline(limit)
+        if not line.endswith(b"\n") and len(line) < limit:
+            raise ConnectionAbortedError("the client left within the head of its request")
+        return line
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection; requests follow each other on it while both sides keep it open."""
 
     server: Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    raw_requestline: bytes
     _leaves_politely = False
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class names it)
@@ -191,6 +205,16 @@ class Handler(BaseHTTPRequestHandler):
                 while self.connection.recv(BLOCK):
                     pass
         super().finish()
+
+    def parse_request(self) -> bool:
+        if not self.raw_requestline.endswith(b"\n"):
+            self.close_connection = True
+            return False
+        stream, self.rfile = self.rfile, cast(BufferedIOBase, _Head(self.rfile))
+        try:
+            return super().parse_request()
+        finally:
+            self.rfile = stream
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         self.server.books.note_violation(f"{self.requestline!r} is no request: {message}")

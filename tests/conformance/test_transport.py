@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-import trustme
 
 from outbox import payload
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
@@ -42,9 +40,8 @@ from outbox.transport import ANSWER_LIMIT, Answer, RequestsTransport, Upload
 from outbox.verdict import Facts, fit_for_a_row
 from tests.pure.making import shelf, spooled
 from tests.pure.recorder import Recorder, http, read_request
+from tests.scripted import KEPT_ALIVE, OK, Script, Server, answering, keeping_alive
 
-OK = http(b'{"code":0}')
-KEPT_ALIVE = b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"code":0}'
 #: More than the kernels of both sides take without a reader.
 LARGE = 64 * 1024 * 1024
 SMALL = FieldPart("a", b"{}")
@@ -109,65 +106,12 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-Script = Callable[[socket.socket], None]
-
-
-class Server:
-    """Runs a script for each connection; `stop` ends what a script waits for."""
-
-    def __init__(self, script: Script, context: ssl.SSLContext | None = None) -> None:
-        self.connections = 0
-        self.stop = threading.Event()
-        self._script = script
-        self._context = context
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    @property
-    def url(self) -> str:
-        scheme = "https" if self._context else "http"
-        return f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}/path"
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            self._open.append(connection)
-            thread = threading.Thread(target=self._serve, args=[connection], daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with suppress(OSError):
-            if self._context is not None:
-                connection = self._context.wrap_socket(connection, server_side=True)
-            with connection:
-                self._script(connection)
-        connection.close()
-
-    def close(self) -> None:
-        self.stop.set()
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self._open:
-            with suppress(OSError):  # wakes the thread that reads from it
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
-
-
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
     made: list[Server] = []
 
-    def start(script: Script, context: ssl.SSLContext | None = None) -> Server:
-        made.append(Server(script, context))
+    def start(script: Script) -> Server:
+        made.append(Server(script))
         return made[-1]
 
     yield start
@@ -422,99 +366,6 @@ def test_cookies_are_not_kept(client: Client) -> None:
         client.send(server.url)
 
     assert b"cookie" not in server.requests[1].lower()
-
-
-# TLS, with a certificate authority that lives as long as the test.
-
-
-@pytest.fixture(scope="session")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def certificate(tmp_path: Path, authority: trustme.CA) -> Path:
-    path = tmp_path / "certificate.pem"
-    authority.cert_pem.write_to_path(path)
-    return path
-
-
-@pytest.fixture
-def tls(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    return context
-
-
-def answering(connection: socket.socket) -> None:
-    read_request(connection)
-    connection.sendall(OK)
-
-
-def test_a_certificate_nobody_vouches_for_is_refused_whatever_the_environment_says(
-    client: Client,
-    serve: Callable[..., Server],
-    tls: ssl.SSLContext,
-    certificate: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    server = serve(answering, tls)
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        monkeypatch.setenv(name, str(certificate))
-
-    with pytest.raises(NotSent, match="certificate verify failed"):
-        client.send(server.url)
-    assert 1 == server.connections, "a hidden retry is an attempt that nobody wrote down"
-
-
-def test_a_certificate_that_was_given_is_trusted(
-    serve: Callable[..., Server], tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
-    server = serve(answering, tls)
-
-    assert 200 == Client(ca_file=str(certificate)).send(server.url).status
-
-
-def test_another_host_than_the_certificates_is_refused(
-    serve: Callable[..., Server], tls: ssl.SSLContext, certificate: Path
-) -> None:
-    server = serve(answering, tls)
-
-    with pytest.raises(NotSent):
-        Client(ca_file=str(certificate)).send(server.url.replace("127.0.0.1", "127.0.0.2"))
-
-
-@pytest.mark.parametrize("ended_by", ["deadline", "cut"])
-@pytest.mark.parametrize("large", [False, True])
-def test_a_send_over_tls_ends_when_it_must(
-    serve: Callable[..., Server], tls: ssl.SSLContext, certificate: Path, ended_by: str, large: bool
-) -> None:
-    reached = threading.Event()
-
-    def script(connection: socket.socket) -> None:
-        if not large:
-            read_request(connection)
-        reached.set()
-        server.stop.wait(20)
-
-    server = serve(script, tls)
-    client = Client(ca_file=str(certificate))
-
-    sending = client.later(server.url, large=large, deadline=0.5 if ended_by == "deadline" else 20)
-    reached.wait(10)
-    if ended_by == "cut":
-        client.transport.cut()
-
-    with pytest.raises(NotSent if large else NoAnswer, match=TOO_LATE if ended_by == "deadline" else "cut off"):
-        sending.result(10)
-
-
-def test_a_handshake_that_never_ends_is_not_sent(client: Client, serve: Callable[..., Server]) -> None:
-    server = serve(lambda connection: server.stop.wait(20) and None)
-
-    with pytest.raises(NotSent):
-        client.send(server.url.replace("http:", "https:"), deadline=0.4)
 
 
 # What is read of an answer.
@@ -823,11 +674,6 @@ def test_nothing_is_begun_after_the_cut(client: Client, receiver: Receiver) -> N
 
 
 # Connections are used again, unless they failed.
-
-
-def keeping_alive(connection: socket.socket) -> None:
-    while read_request(connection):
-        connection.sendall(KEPT_ALIVE)
 
 
 def test_a_connection_is_used_again(client: Client, serve: Callable[..., Server]) -> None:

@@ -90,7 +90,7 @@ def test_a_payload_travels_as_it_rests() -> None:
         ("a.tar.gz", ".gz", ".gz"),
         ("none", "", ""),
         (".hidden", ".hidden", ".hidden"),
-        ("trailing.", ".", ""),
+        ("trailing.", "", ""),
         ("a.größe", ".größe", ""),
         ("a.x/y", ".x/y", ""),
         ("a.thisisfartoolongtobeanextension", ".thisisfartoolongtobeanextension", ""),
