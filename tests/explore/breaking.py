@@ -1,0 +1,23 @@
+"""A function of the product with one snippet of it replaced, for as long as a test runs: the tests are tested with it."""
+
+from __future__ import annotations
+
+import __future__
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any], before: str, after: str = "") -> None:
+    """Let a function have `after` where it has `before`, wherever it is called from."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(before) == 1, f"{function.__qualname__} has this {source.count(before)} times:\n{before}"
+    annotations = __future__.annotations.compiler_flag
+    made: dict[str, Any] = {}
+    code = compile(source.replace(before, after), inspect.getfile(function), "exec", flags=annotations, dont_inherit=True)
+    exec(code, function.__globals__, made)
+    monkeypatch.setattr(function, "__code__", made[function.__name__].__code__)
