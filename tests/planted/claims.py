@@ -1,0 +1,251 @@
+"""Faults in who may send what, and in what is written of it: claims, fences, records, beats and probes."""
+
+from tests.planted.planting import Edit, Fault
+
+CLAIMS, CLAIMING, DISPATCHER = "outbox.claims", "outbox.store.claiming", "outbox.dispatcher"
+LIVING, PRESENCE = "outbox.store.living", "outbox.presence"
+
+FAULTS = (
+    Fault(
+        "P07",
+        "a claim takes what it has read: no write lock, no row lock, no second look",
+        (
+            Edit("outbox.database", '_begin_with(engine, "BEGIN IMMEDIATE")', '_begin_with(engine, "BEGIN")'),
+            Edit(
+                CLAIMING,
+                """\
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    queues""",
+                """\
+        .limit(limit)
+    )
+    queues""",
+            ),
+            Edit(
+                CLAIMING,
+                ".where(message.c.id.in_(ids), pending)\n        .values(state=State.CLAIMED",
+                ".where(message.c.id.in_(ids))\n        .values(state=State.CLAIMED",
+            ),
+        ),
+        (
+            "tests/conformance/test_store_claiming.py::test_a_claim_passes_over_what_another_is_claiming",
+            "tests/story/test_contention.py::test_workers_in_one_process_do_not_get_in_each_others_way[sqlite]",
+        ),
+    ),
+    Fault(
+        "P08",
+        "a record does not ask whether the claim still holds",
+        (
+            Edit(
+                "outbox.store.recording",
+                """\
+                claimed,
+                message.c.claimed_by == worker_id,
+                message.c.delivery_id == delivery_id,
+""",
+                "",
+            ),
+        ),
+        ("tests/conformance/test_store_recording.py::test_a_record_for_somebody_elses_claim_writes_nothing[sqlite]",),
+    ),
+    Fault(
+        "P09",
+        "a claim does not ask whether a message of the same stream goes first",
+        (Edit(CLAIMING, "message.c.lane == lane, pending, loose, come)", "message.c.lane == lane, pending, come)"),),
+        ("tests/conformance/test_store_claiming.py::test_of_a_stream_only_the_head_is_claimed[sqlite]",),
+    ),
+    Fault(
+        "P14",
+        "a worker looks for new messages only behind the last id that it has claimed",
+        (
+            Edit(
+                CLAIMS,
+                "        self._lead = itertools.count()\n",
+                "        self._lead = itertools.count()\n        self._last: dict[tuple[str, Lane], int] = {}\n",
+            ),
+            Edit(
+                CLAIMS,
+                """\
+            waiting = self._without_expired(connection, policy, waiting, when)
+""",
+                """\
+            waiting = [each for each in waiting if each.attempt or each.id > self._last.get((name, lane), 0)]
+            waiting = self._without_expired(connection, policy, waiting, when)
+""",
+            ),
+            Edit(
+                CLAIMS,
+                """\
+            messages = claiming.mark_claimed(connection, taken, worker, delivery, when)
+""",
+                """\
+            self._last[name, lane] = max(self._last.get((name, lane), 0), *(each.id for each in taken))
+            messages = claiming.mark_claimed(connection, taken, worker, delivery, when)
+""",
+            ),
+        ),
+        (
+            "tests/story/test_long_transactions.py::test_messages_that_are_committed_late_are_delivered_although_many_after_them_went_before",
+        ),
+    ),
+    Fault(
+        "P17",
+        "who is gone is told by comparing wall clocks",
+        (
+            Edit(
+                LIVING,
+                "def declare_gone(",
+                """\
+def beaten_at(connection: Connection) -> dict[str, datetime]:
+    rows = connection.execute(select(worker.c.id, worker.c.beat_at).where(worker.c.gone.is_(False)))
+    return {row.id: row.beat_at for row in rows}
+
+
+def declare_gone(""",
+            ),
+            Edit(
+                PRESENCE,
+                """\
+            beats = living.beats(connection)
+""",
+                """\
+            beats = living.beats(connection)
+            beaten_at = living.beaten_at(connection)
+""",
+            ),
+            Edit(
+                PRESENCE,
+                """\
+        gone = [identity for identity, seen in self._others.items() if seen.still_for >= self._gone_after]
+""",
+                """\
+        wall = self._ambient.now()
+        gone = [each for each in self._others if (wall - beaten_at[each]).total_seconds() >= self._gone_after]
+""",
+            ),
+        ),
+        ("tests/conformance/test_store_living.py::test_the_wall_clock_has_no_say_in_who_is_gone[sqlite]",),
+    ),
+    Fault(
+        "P18",
+        "a claim is committed only after its upload",
+        (
+            Edit(
+                DISPATCHER,
+                """\
+            if batch is not None:
+                hold.append(batch.delivery)
+        if batch is None:
+            return False
+        verdict, trace_id = self._deliver(batch, began)
+""",
+                """\
+            if batch is None:
+                return False
+            hold.append(batch.delivery)
+            verdict, trace_id = self._deliver(batch, began)
+""",
+            ),
+        ),
+        ("tests/story/test_crash_points.py::test_a_process_that_is_killed_at_any_point_is_made_good[sqlite-lose an answer]",),
+    ),
+    Fault(
+        "stranded-claim",
+        "an outcome that could not be recorded is not kept, so that its claim stays for ever",
+        (
+            Edit(
+                DISPATCHER,
+                """\
+            with self._lock:
+                self._unrecorded.append(result)
+            raise
+""",
+                """\
+            raise
+""",
+            ),
+        ),
+        (
+            "tests/story/test_unrecorded.py::test_an_outcome_that_was_not_recorded_is_recorded_before_anything_else_is_sent[sqlite]",
+        ),
+    ),
+    Fault(
+        "lost-neighbours",
+        "when one of several outcomes cannot be recorded, those behind it are forgotten",
+        (
+            Edit(
+                DISPATCHER,
+                """\
+            except Exception as error:  # noqa: BLE001 (raised below)
+                errors.append(error)
+            except BaseException:
+                with self._lock:
+                    self._unrecorded += leftovers
+                raise
+""",
+                """\
+            except BaseException:
+                raise
+""",
+            ),
+        ),
+        (
+            "tests/story/test_unrecorded.py::test_of_several_outcomes_that_wait_one_that_cannot_be_recorded_holds_up_no_other[sqlite]",
+        ),
+    ),
+    Fault(
+        "dead-probe",
+        "the probe of a worker that died is never taken back, so that nobody may probe any more",
+        (
+            Edit(
+                LIVING,
+                "    left = (delivery.c.finished_at.is_(None), delivery.c.worker.not_in(alive),",
+                "    left = (delivery.c.probe.is_(False), delivery.c.finished_at.is_(None), delivery.c.worker.not_in(alive),",
+            ),
+        ),
+        (
+            "tests/story/test_probes.py::test_a_prober_that_died_holds_nobody_up_once_it_is_rescued_however_late_that_is[sqlite]",
+        ),
+    ),
+    Fault(
+        "unmoved-door",
+        "a probe does not move open_until",
+        (
+            Edit(
+                CLAIMS,
+                "opened = after_probe_began(seen.breaker, when.invented, policy)",
+                "opened = seen.breaker",
+            ),
+        ),
+        (
+            "tests/story/test_probes.py::test_a_probe_moves_open_until_forward_as_it_begins[sqlite]",
+            "tests/story/test_probes.py::test_of_two_who_run_for_the_probe_at_the_same_moment_one_gets_it",
+        ),
+    ),
+    Fault(
+        "unseen-door",
+        "open_until is ignored in the race for the probe",
+        (Edit("outbox.store.breaker", "        destination.c.open_until.is_not_distinct_from(seen.open_until),\n", ""),),
+        ("tests/story/test_probes.py::test_of_two_who_run_for_the_probe_at_the_same_moment_one_gets_it",),
+    ),
+    Fault(
+        "gone-unasked",
+        "a worker is declared gone although it has beaten since it was looked at",
+        (
+            Edit(
+                LIVING,
+                "    still = (worker.c.id == worker_id, worker.c.beat == seen, worker.c.gone.is_(False))",
+                "    still = (worker.c.id == worker_id, worker.c.gone.is_(False))",
+            ),
+        ),
+        ("tests/conformance/test_store_living.py::test_who_has_beaten_since_is_not_declared_gone[sqlite]",),
+    ),
+    Fault(
+        "replayed-while-claimed",
+        "a message that is being sent can be replayed",
+        (Edit("outbox.store.acting", '    "replay": FINAL,\n', '    "replay": FINAL | {State.CLAIMED},\n'),),
+        ("tests/conformance/test_store_acting.py::test_an_act_is_for_certain_states[sqlite-replay-states0]",),
+    ),
+)
