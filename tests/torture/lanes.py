@@ -1,0 +1,78 @@
+"""All that a torture does, lane by lane: how much of it half an hour is asked for, and what part of the time it gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from tests import power
+from tests.torture import crowd, kills, pauses
+from tests.torture.course import Course
+from tests.torture.postgres_kills import database_kills
+
+#: Minutes in which the targets are as they were asked for; in fewer they are in proportion.
+IN_FULL = 30.0
+NAMES = {"sqlite": "SQLite", "postgres": "Postgres"}
+#: Of what has a ledger of its own, so much between two looks at it.
+STATES, CUTS, DATABASE_KILLS = 1000, 20, 40
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Something that is done again and again until it was done `target` times."""
+
+    kind: str
+    database: str
+    what: str  #: the count that the target is for
+    told: str  #: in the table
+    target: int  #: in half an hour
+    seconds: float  #: what it takes, about: its part of the time
+    run: Callable[[Course], None]
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}:{self.database}"
+
+    def asked(self, minutes: float) -> int:
+        """The target in so many minutes."""
+        return math.ceil(self.target * min(1.0, minutes / IN_FULL))
+
+
+def _crash_states(course: Course) -> None:
+    while course.goes_on:
+        many = min(STATES, course.missing)
+        course.borrowed(lambda folder, seed, many=many: power.crash_states(folder, many, seed), "power")
+
+
+def _cuts(course: Course) -> None:
+    while course.goes_on:
+        many = min(CUTS, course.missing)
+        course.borrowed(lambda folder, seed, many=many: power.cuts(folder, seed, count=many), "power")
+
+
+def _database_kills(course: Course) -> None:
+    while course.goes_on:
+        many = min(DATABASE_KILLS, course.missing)
+        course.borrowed(lambda folder, seed, many=many: database_kills(folder, seed, count=many, seconds=course.left), "server")
+
+
+def _lanes() -> list[Lane]:
+    every = []
+    for database, name in NAMES.items():
+        for kind, module, what, told, target, seconds in (
+            ("kills", kills, "kills", "SIGKILLs of producers and workers", 1000, 700.0),
+            ("pauses", pauses, "pauses", "pauses longer than the gone time", 100, 250.0),
+            ("crowd", crowd, "crowds", "crowds of eight producers and three workers", 1, 70.0),
+        ):
+            every.append(Lane(kind, database, what, f"{told}, {name}", target, seconds, partial(module.run, kind=database)))
+    return [
+        *every,
+        Lane("database-kills", "postgres", "database kills", "kills of the database, Postgres", 200, 400.0, _database_kills),
+        Lane("crash-states", "sqlite", "states", "crash states replayed, SQLite", 5000, 250.0, _crash_states),
+        Lane("cuts", "sqlite", "cuts", "real power cuts on ext4, SQLite", 100, 80.0, _cuts),
+    ]
+
+
+LANES = {lane.key: lane for lane in _lanes()}
