@@ -5,12 +5,13 @@ WORKERS ?= logical
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all scale lint check demo migration wheel clean
+.PHONY: help setup test test-merge test-all torture planted cover mutation steady scale lint check demo migration wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
@@ -23,11 +24,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-test: setup ## every test, the largest in brief, on SQLite and on a Postgres of its own (one folder: only=pure)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal tests/$(only)
+test: setup ## the tests of every day, in a hundred seconds (one folder: only=pure)
+	$(PYTEST) -m "not merge" tests/$(only)
 
-test-all: setup ## the same at full size: the largest numbers whole, and the longest tests on both databases
-	OUTBOX_LONG=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal tests/$(only)
+test-merge: setup ## the others that a change must pass to land: long ones, and stories on a Postgres of its own
+	$(PYTEST) -m merge tests/$(only)
+
+test-all: setup ## all of them at full size: the largest numbers whole, and the longest tests on both databases
+	OUTBOX_LONG=1 $(PYTEST) tests/$(only)
 
 scale: setup ## millions of messages on both databases, measured (one: only=sqlite; a quick look: OUTBOX_SCALE=50000)
 	$(BIN)/python -m bench.scale $(only)

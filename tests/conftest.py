@@ -4,6 +4,7 @@ One Postgres serves the whole run. A plain run starts it when the first test wan
 it in the background while the workers collect, and tells them its address. OUTBOX_TEST_PG_URL names another server.
 Without any, those tests are skipped; where CI or OUTBOX_ALL_TOOLS is set, they fail instead.
 
+`make test` leaves out what only a change that is about to land must pass (`make test-merge`): see `is_for_a_merge`.
 OUTBOX_LONG=1 (`make test-all`) runs everything at full size: tests marked `long` on both databases instead of on one of them
 in turn, and the numbers that `in_full` of factories.py gives (messages, followers, bytes) as large as they were promised.
 """
@@ -24,6 +25,7 @@ from hypothesis import settings
 from outbox import migrate
 from outbox.database import Database
 from tests.factories import wipe
+from tests.planted import telling
 from tests.postgres import NoBinariesError, Postgres, create_database, drop_database, wait_until_up
 
 SERVER_URL = "OUTBOX_TEST_PG_URL"
@@ -84,14 +86,31 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[SHARED].stop()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for several in terminalreporter.stats.values() for report in several]
+    if planted := telling.recorded(reports):
+        terminalreporter.section("planted faults")
+        terminalreporter.write_line(telling.table(planted))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if {"postgres_url", "private_postgres"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("postgres")
+        if is_for_a_merge(item):
+            item.add_marker("merge")
     if os.environ.get("OUTBOX_LONG") != "1":
         left_out = [item for item in items if not in_turn(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+def is_for_a_merge(item: pytest.Item) -> bool:
+    """Whether `make test` leaves a test out: what takes long, and of whole stories what SQLite has told already."""
+    if any(item.get_closest_marker(each) for each in ("merge", "slow", "long")):
+        return True
+    told_twice = item.get_closest_marker("postgres") is not None and "database_url" in getattr(item, "fixturenames", ())
+    return told_twice and Path(item.path).parent.name != "conformance"
 
 
 def in_turn(item: pytest.Item) -> bool:
