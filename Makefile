@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 WORKERS ?= logical
+MINUTES ?= 30
+TIMES ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -32,6 +34,23 @@ test-merge: setup ## the others that a change must pass to land: long ones, and 
 
 test-all: setup ## all of them at full size: the largest numbers whole, and the longest tests on both databases
 	OUTBOX_LONG=1 $(PYTEST) tests/$(only)
+
+torture: setup ## kills, pauses and power cuts for so many minutes, and the table of what was lost: make torture MINUTES=30
+	$(BIN)/python -m tests.torture --minutes $(MINUTES)
+
+planted: setup ## faults are planted in the product, one at a time: which test catches which
+	$(BIN)/python -m tests.planted
+
+cover: setup ## which branches of nouns and verbs the tests take, on SQLite; all of them are listed that none takes
+	$(BIN)/python -m tests.covering --workers $(WORKERS)
+
+mutation: setup ## the rules are changed here and there, for so many minutes: does a test notice each time? make mutation MINUTES=30
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mutation]'
+	$(BIN)/python -m tests.mutating --minutes $(MINUTES)
+
+steady: setup ## the tests of every day TIMES times over, each in another order, in turn in three time zones
+	@set -e -- UTC America/St_Johns Pacific/Chatham; for run in $$(seq $(TIMES)); do \
+	echo "run $$run of $(TIMES), TZ=$$1"; TZ=$$1 $(PYTEST) -m "not merge" tests/$(only); zone=$$1; shift; set -- "$$@" "$$zone"; done
 
 scale: setup ## millions of messages on both databases, measured (one: only=sqlite; a quick look: OUTBOX_SCALE=50000)
 	$(BIN)/python -m bench.scale $(only)

@@ -17,6 +17,13 @@ KEPT_ALIVE = b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"code":0}'
 _BLOCK = 1 << 16
 
 
+class _Secure(ssl.SSLSocket):
+    """Closed when it is forgotten: the library forgets one whose other side left before it was made."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Server:
     """Runs a script for each connection; `stop` ends what a script waits for."""
 
@@ -54,16 +61,18 @@ class Server:
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        if self.context is not None:
-            connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        self._open.append(connection)
-        with suppress(OSError), connection:
+        try:
+            if self.context is not None:
+                self.context.sslsocket_class = _Secure
+                connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            self._open.append(connection)
             if isinstance(connection, ssl.SSLSocket):
-                try:
-                    connection.do_handshake()
-                except OSError as error:
-                    self.refused.append(str(error))
-                    return
+                connection.do_handshake()
+        except OSError as error:
+            self.refused.append(str(error))
+            connection.close()
+            return
+        with suppress(OSError), connection:
             self._script(connection)
 
     def close(self) -> None:

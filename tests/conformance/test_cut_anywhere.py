@@ -13,6 +13,7 @@ from outbox.errors import NoAnswer, NotSent
 from outbox.multipart import FieldPart
 from outbox.transport import Answer, RequestsTransport, Upload
 from tests.certificates import Authority
+from tests.factories import in_full
 from tests.pure.recorder import read_request
 from tests.road import Cut, Road, dice
 from tests.scripted import KEPT_ALIVE, Server
@@ -108,9 +109,9 @@ def test_an_answer_that_is_cut_anywhere_is_not_believed_and_its_request_not_repe
 
 @pytest.mark.merge
 def test_a_request_that_is_cut_at_every_byte_is_not_heard_and_not_repeated(way: Way) -> None:
-    cut_requests(way, 1)
+    cut_requests(way, in_full(1, 3) if way.road.tls else 1)
 
 
 @pytest.mark.merge
 def test_an_answer_that_is_cut_at_every_byte_is_not_believed_and_its_request_not_repeated(way: Way) -> None:
-    cut_answers(way, 1)
+    cut_answers(way, in_full(1, 3) if way.road.tls else 1)

@@ -101,10 +101,8 @@ def _desk(moment: Moment, named: Named, scope: Scope) -> Iterator[Step]:
         yield Step(-1, f"goes on to {moment.desk.operation.split()[0]}")
         return
     for row in named["message"]:
-        if row["state"] in ("pending", "claimed", "dead"):
-            yield from _of(scope, Step(-1, "cancels", message=row["id"]))
-        if row["state"] not in ("pending", "claimed"):
-            yield from _of(scope, Step(-1, "replays", message=row["id"]))
+        yield from _of(scope, Step(-1, "cancels", message=row["id"]))
+        yield from _of(scope, Step(-1, "replays", message=row["id"]))
     paused = any(row["stop"] == "pause" for row in named["destination"])
     yield from _of(scope, Step(-1, "resumes" if paused else "pauses"))
     if any(row["blocked_by"] is not None for row in named["head"]):

@@ -86,13 +86,27 @@ def explore(stage: Stage, scope: Scope, depth: int, *, seconds: float = math.inf
         return search.run(depth, time.process_time() + seconds)
 
 
+class Names:
+    """The rows of a database with the names of their columns, made once."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._known: dict[Rows, Named] = {}
+
+    def __call__(self, rows: Rows) -> Named:
+        found = self._known.get(rows)
+        if found is None:
+            found = self._known[rows] = self._stage.named(rows)
+        return found
+
+
 class _Search:
     """One exploration: layer by layer, so that whatever is found is found by the fewest steps."""
 
     def __init__(self, stage: Stage, scope: Scope) -> None:
         self._stage = stage
         self._scope = scope
-        self._names: dict[Rows, Named] = {}
+        self._named = Names(stage)
         self._player = Player(stage, scope, self._named)
         self._order = Order(stage.columns, self._named)
         self._seen: set[Any] = set()
@@ -141,11 +155,6 @@ class _Search:
         if after == moment:
             return after, []
         return after, laws.broken(moment, self._named(moment.rows), step, after, self._named(after.rows))
-
-    def _named(self, rows: Rows) -> Named:
-        if rows not in self._names:
-            self._names[rows] = self._stage.named(rows)
-        return self._names[rows]
 
 
 def _beginning(stage: Stage, scope: Scope) -> Moment:

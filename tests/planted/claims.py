@@ -4,6 +4,11 @@ from tests.planted.planting import Edit, Fault
 
 CLAIMS, CLAIMING, DISPATCHER = "outbox.claims", "outbox.store.claiming", "outbox.dispatcher"
 LIVING, PRESENCE = "outbox.store.living", "outbox.presence"
+EXPLORER = "tests/explore/test_explorer.py::test_no_order_"
+OF_TWO_WORKERS = f"{EXPLORER}of_two_workers_and_one_message_breaks_a_law"
+WITH_AN_OPERATOR = f"{EXPLORER}with_an_operator_breaks_a_law"
+WITH_A_DATABASE_AWAY = f"{EXPLORER}with_a_database_that_goes_away_breaks_a_law"
+OF_A_STREAM = f"{EXPLORER}of_two_messages_of_a_stream_breaks_a_law"
 
 FAULTS = (
     Fault(
@@ -48,13 +53,19 @@ FAULTS = (
                 "",
             ),
         ),
-        ("tests/conformance/test_store_recording.py::test_a_record_for_somebody_elses_claim_writes_nothing[sqlite]",),
+        (
+            OF_TWO_WORKERS,
+            "tests/conformance/test_store_recording.py::test_a_record_for_somebody_elses_claim_writes_nothing[sqlite]",
+        ),
     ),
     Fault(
         "P09",
         "a claim does not ask whether a message of the same stream goes first",
         (Edit(CLAIMING, "message.c.lane == lane, pending, loose, come)", "message.c.lane == lane, pending, come)"),),
-        ("tests/conformance/test_store_claiming.py::test_of_a_stream_only_the_head_is_claimed[sqlite]",),
+        (
+            OF_A_STREAM,
+            "tests/conformance/test_store_claiming.py::test_of_a_stream_only_the_head_is_claimed[sqlite]",
+        ),
     ),
     Fault(
         "P14",
@@ -149,7 +160,10 @@ def declare_gone(""",
 """,
             ),
         ),
-        ("tests/story/test_crash_points.py::test_a_process_that_is_killed_at_any_point_is_made_good[sqlite-lose an answer]",),
+        (
+            "tests/story/test_crash_points.py::test_a_process_that_is_killed_at_any_point_is_made_good[sqlite-lose an answer]",
+            OF_TWO_WORKERS,
+        ),
     ),
     Fault(
         "stranded-claim",
@@ -168,6 +182,7 @@ def declare_gone(""",
             ),
         ),
         (
+            WITH_A_DATABASE_AWAY,
             "tests/story/test_unrecorded.py::test_an_outcome_that_was_not_recorded_is_recorded_before_anything_else_is_sent[sqlite]",
         ),
     ),
@@ -240,12 +255,18 @@ def declare_gone(""",
                 "    still = (worker.c.id == worker_id, worker.c.gone.is_(False))",
             ),
         ),
-        ("tests/conformance/test_store_living.py::test_who_has_beaten_since_is_not_declared_gone[sqlite]",),
+        (
+            OF_TWO_WORKERS,
+            "tests/conformance/test_store_living.py::test_who_has_beaten_since_is_not_declared_gone[sqlite]",
+        ),
     ),
     Fault(
         "replayed-while-claimed",
         "a message that is being sent can be replayed",
         (Edit("outbox.store.acting", '    "replay": FINAL,\n', '    "replay": FINAL | {State.CLAIMED},\n'),),
-        ("tests/conformance/test_store_acting.py::test_an_act_is_for_certain_states[sqlite-replay-states0]",),
+        (
+            WITH_AN_OPERATOR,
+            "tests/conformance/test_store_acting.py::test_an_act_is_for_certain_states[sqlite-replay-states0]",
+        ),
     ),
 )

@@ -1,11 +1,13 @@
-"""The recorder, built when it is first needed and once for each version of its source."""
+"""The recorder, built when it is first needed."""
 
 from __future__ import annotations
 
-import hashlib
+import atexit
+import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,20 +17,19 @@ SOURCE = Path(__file__).with_name("recorder.c")
 FLAGS = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
 
 
-def recorder(cache: Path | None = None) -> Path:
-    """The library to preload; raises Unavailable where it cannot be built."""
+@functools.cache
+def recorder() -> Path:
+    """The library to preload, which is there as long as this process; raises Unavailable where it cannot be built."""
+    if sys.platform != "linux":
+        raise Unavailable("not Linux: file operations are recorded with LD_PRELOAD")
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise Unavailable("no C compiler: the recorder of file operations cannot be built")
-    version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
-    folder = cache or Path(tempfile.gettempdir()) / f"outbox-power-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    library = folder / f"recorder-{version}.so"
-    if not library.exists():
-        unfinished = folder / f"{library.name}.{os.getpid()}"
-        command = [compiler, *FLAGS, "-o", str(unfinished), str(SOURCE), "-ldl", "-lpthread"]
-        built = subprocess.run(command, capture_output=True, text=True)
-        if built.returncode:
-            raise Unavailable(f"the recorder of file operations cannot be built: {built.stderr or built.stdout}")
-        unfinished.replace(library)
+    folder = Path(tempfile.mkdtemp(prefix="outbox-power-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = folder / "recorder.so"
+    command = [compiler, *FLAGS, "-o", str(library), str(SOURCE), "-ldl", "-lpthread"]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode:
+        raise Unavailable(f"the recorder of file operations cannot be built: {built.stderr or built.stdout}")
     return library

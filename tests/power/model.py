@@ -1,9 +1,10 @@
 """A disk that remembers what was synced: from it, whatever a power cut may leave at any moment is rebuilt.
 
 The model is that of POSIX, which promises little. What was written to a file is safe once that file was synced; of what was
-written since, each sector of 512 bytes is as it was at some moment since, each by itself, and so is the length. A name in a
-folder (a file that was created, renamed, removed) is safe once that folder was synced; of the changes since, the first few may
-be there. A rename from one folder to another is two changes that know nothing of each other. A sync that failed has made
+written since, each sector of 512 bytes is as it was at some moment since, each by itself, and so is the length; where a file
+was cut, the length and what is written there afterwards go together, as new blocks do with a file that got them. A name in
+a folder (a file that was created, renamed, removed) is safe once that folder was synced; of the changes since, the first few
+may be there. A rename from one folder to another is two changes that know nothing of each other. A sync that failed has made
 nothing safe, and nor does a later one that succeeds: the kernel has forgotten what it should have written.
 
 `journaled` is the milder model of ext4, in which any sync makes every change of names safe.
@@ -11,7 +12,9 @@ nothing safe, and nor does a later one that succeeds: the kernel has forgotten w
 
 from __future__ import annotations
 
+import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,26 +72,26 @@ class File:
             return bytes(self.safe)
         many = len(self.pending)
         chance = dice.choice((0.0, 0.1, 0.5, 0.9, 1.0))
-        moments: dict[int, int] = {}
 
-        def happened(number: int, sector: int) -> bool:
-            if sector not in moments:
-                moments[sector] = many if dice.random() < chance else dice.choice((0, dice.randint(0, many)))
-            return number < moments[sector]
+        def moment() -> int:
+            return many if dice.random() < chance else dice.choice((0, dice.randint(0, many)))
 
-        found = bytearray(self.safe)
+        moments: dict[int, int] = defaultdict(moment)
+        resized = moment()
+        found, frozen = bytearray(self.safe), math.inf
         for number, each in enumerate(self.pending):
-            data = each.data
-            if data is None:
-                data, until = bytes(max(0, len(found) - each.at)), len(found)
-            else:
-                until = each.at + len(data)
-                apply(Write(max(len(found), until), None), found)
-            for start, end in _sectors(each.at, until):
-                if happened(number, start // SECTOR):
-                    found[start:end] = data[start - each.at : end - each.at]
+            if each.data is None:
+                if number < resized:
+                    found[each.at :] = bytes(max(0, len(found) - each.at))
+                else:
+                    frozen = min(frozen, each.at)
+                continue
+            apply(Write(max(len(found), each.at + len(each.data)), None), found)
+            for start, end in _sectors(each.at, each.at + len(each.data)):
+                if start < frozen and number < moments[start // SECTOR]:
+                    found[start:end] = each.data[start - each.at : end - each.at]
         length = len(self.safe)
-        for each in self.pending[: many if dice.random() < chance else dice.randint(0, many)]:
+        for each in self.pending[:resized]:
             length = each.length_after(length)
         apply(Write(length, None), found)
         return bytes(found)

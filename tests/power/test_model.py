@@ -89,6 +89,15 @@ def test_a_file_that_was_cut_may_have_its_old_length() -> None:
     assert {0, 1000} == {len(left["/a"]) for left in anything(found)}
 
 
+def test_a_file_that_was_cut_and_written_anew_is_the_old_one_or_the_new_one() -> None:
+    found = disk(opened(FILE, "/a"), wrote(FILE, 0, b"old" * 1000), synced(FILE), synced(ROOT), Operation(What.CUT, FILE, at=0))
+    found.follow(wrote(FILE, 0, b"new" * 100))
+
+    contents = {left["/a"] for left in anything(found)}
+
+    assert {b"old" * 1000, b"", bytes(300), b"new" * 100} == contents
+
+
 def test_names_of_a_folder_change_in_their_order() -> None:
     found = disk(
         opened(FILE, "/a"), synced(FILE), synced(ROOT), Operation(What.RENAMED, path="/a", other="/b"), opened(OTHER, "/c")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from outbox.model import Outcome, Reason, State
 from outbox.policy import Policy
 from outbox.verdict import (
+    ANSWER_KEPT,
     TEXT_LIMIT,
     Delivered,
     Facts,
@@ -25,6 +26,7 @@ from outbox.verdict import (
     Verdict,
     charges_destination,
     cleaned,
+    fit_for_a_row,
     outcome,
     settle,
 )
@@ -205,6 +207,10 @@ def test_a_message_that_is_spared_stays_alive_and_goes_alone(reason: Reason) -> 
     assert Settlement(State.PENDING, Outcome.REJECT, 1, 1, 1) == after
 
 
+def test_nobody_is_spared_of_whom_nothing_is_said() -> None:
+    assert State.DEAD is settle(message(7), Reject(), 1, POLICY, NOW, 1.0, recovered=True).state
+
+
 def test_a_batch_that_is_refused_is_halved_all_the_same() -> None:
     assert settled(Reject(), 4) == settled(Reject(), 4, spared=True)
 
@@ -330,9 +336,10 @@ def test_the_breaker_counts_what_is_no_answer_about_a_message(verdict: Verdict, 
 
 
 def test_a_contradictory_row_cannot_be_made() -> None:
-    with pytest.raises(AssertionError):
+    words = "^a message is dead exactly when it has a reason$"
+    with pytest.raises(AssertionError, match=words):
         Settlement(State.DEAD, Outcome.REJECT, 0, 0, None)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=words):
         Settlement(State.PENDING, Outcome.REJECT, 0, 0, None, Reason.REJECTED)
 
 
@@ -436,3 +443,29 @@ def test_cleaned_words_fit_any_row_log_and_terminal(text: str) -> None:
     assert shown.isprintable()
     assert shown == shown.encode().decode()
     assert shown == cleaned(shown)
+
+
+def test_facts_that_fit_are_kept_as_they_are() -> None:
+    facts = Facts(500, 1002, "text", "request", "answer")
+
+    assert facts == fit_for_a_row(facts)
+    assert Facts() == fit_for_a_row(Facts())
+
+
+@pytest.mark.parametrize(
+    ("given_code", "kept"),
+    [(2**63 - 1, 2**63 - 1), (2**63, None), (1 - 2**63, 1 - 2**63), (-(2**63), None), (0, 0)],
+)
+def test_a_code_is_kept_as_far_as_a_column_of_eight_bytes_goes(given_code: int, kept: int | None) -> None:
+    assert kept == fit_for_a_row(Facts(code=given_code)).code
+
+
+@pytest.mark.parametrize(("name", "limit"), [("text", TEXT_LIMIT), ("request_id", 255), ("answer", ANSWER_KEPT)])
+def test_facts_are_kept_as_far_as_their_columns_go(name: str, limit: int) -> None:
+    kept = fit_for_a_row(Facts(**{name: "x" * limit}))
+    shortened = fit_for_a_row(Facts(**{name: "x" * limit + "y"}))
+    on_one_line = fit_for_a_row(Facts(**{name: "two\nlines"}))
+
+    assert Facts(**{name: "x" * limit}) == kept
+    assert Facts(**{name: "x" * (limit - 1) + "…"}) == shortened
+    assert Facts(**{name: "two lines"}) == on_one_line

@@ -12,14 +12,14 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from outbox import payload
 from outbox.destinations import EnosEvents
 from outbox.destinations.token import CredentialsRefused, Token
-from outbox.errors import NoAnswer, NotSent, TransportError
+from outbox.errors import Fault, NoAnswer, NotSent, TransportError
 from outbox.model import Draft
 from outbox.multipart import FieldPart
 from outbox.transport import ANSWER_LIMIT, Answer, RequestsTransport, Upload
@@ -28,6 +28,7 @@ from tests.pure.making import NOW, batch
 from tests.pure.recorder import read_request
 from tests.security.documents import DOCUMENTS, MIB, OBJECTS, TOKENS
 from tests.security.ear import Ear
+from tests.security.plain import plainly_says_yes
 
 #: What an answer may cost at most, whatever it is.
 MEMORY = 8 * MIB
@@ -230,35 +231,30 @@ def test_there_are_two_hundred_of_them() -> None:
     assert 200 <= len(set(DOCUMENTS))
 
 
+T = TypeVar("T")
+
+
+def done(work: Callable[[], T], within: float) -> T:
+    """What a piece of work comes to. Of its processor time the least of three counts: rubbish may be collected meanwhile."""
+    least = within
+    for _ in range(3):
+        began = time.thread_time()
+        result = work()
+        least = min(least, time.thread_time() - began)
+        if least < within:
+            return result
+    raise AssertionError(f"takes more than {within} s")
+
+
 @pytest.mark.parametrize("status", [200, 500])
 def test_every_document_is_judged_at_once_and_without_a_surprise(status: int) -> None:
-    slowest, confirmed = 0.0, []
     for document in DOCUMENTS:
-        began = time.thread_time()
-        verdict = ENOS.judge(Answer(status, {}, document[:ANSWER_LIMIT]), batch(), NOW)
-        fit_for_a_row(verdict.facts)
-        slowest = max(slowest, time.thread_time() - began)
-        if isinstance(verdict, Delivered):
-            confirmed.append(document)
+        answer = Answer(status, {}, document[:ANSWER_LIMIT])
 
-    assert slowest < 0.05
-    assert not [each for each in confirmed if status != 200 or not plainly_says_yes(each)]
+        verdict = done(lambda answer=answer: ENOS.judge(answer, batch(), NOW), within=0.05)
 
-
-def plainly_says_yes(document: bytes) -> bool:
-    """Whether another reader of JSON, one that minds repetition, finds an object whose `code` is the integer 0 or 200."""
-    names: list[list[str]] = []
-
-    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names.append([name for name, _ in pairs])
-        return dict(pairs)
-
-    found = json.JSONDecoder(object_pairs_hook=note, strict=True).decode(document.decode())
-    code = found["code"]
-    plain = (type(code) is int and code in (0, 200)) or (
-        isinstance(code, str) and code.isascii() and code.strip("0") in ("", "2")
-    )
-    return plain and all(len(each) == len(set(each)) for each in names) and found.get("apim_status") is None
+        done(lambda verdict=verdict: fit_for_a_row(verdict.facts), within=0.05)
+        assert not isinstance(verdict, Delivered) or (status == 200 and plainly_says_yes(document))
 
 
 class Saying:
@@ -271,38 +267,35 @@ class Saying:
         return Answer(200, {"date": "x" * 1000}, self.said)
 
 
-def test_no_document_surprises_who_asks_for_a_token() -> None:
-    slowest = 0.0
-    for document in [*DOCUMENTS, *TOKENS]:
-        token = Token("https://gateway.example", "key", "secret-of-the-test")
-        began = time.thread_time()
-        try:
-            (value,) = token.headers(Saying(document[:ANSWER_LIMIT]), NOW, 0.0).values()  # type: ignore[arg-type]
-        except (TransportError, CredentialsRefused) as error:
-            fit_for_a_row(Facts(text=str(error)))
-        else:
-            assert value == "t"
-        slowest = max(slowest, time.thread_time() - began)
+def token_from(document: bytes) -> str:
+    service: Any = Saying(document[:ANSWER_LIMIT])
+    try:
+        (value,) = Token("https://gateway.example", "key", "secret-of-the-test").headers(service, NOW, 0.0).values()
+    except (TransportError, CredentialsRefused) as error:
+        return fit_for_a_row(Facts(text=str(error))).text or ""
+    return f"given {value}"
 
-    assert slowest < 0.05
+
+def test_no_document_surprises_who_asks_for_a_token() -> None:
+    for document in [*DOCUMENTS, *TOKENS]:
+        told = done(lambda document=document: token_from(document), within=0.05)
+
+        assert told == "given t" or not told.startswith("given")
 
 
 def in_an_event(value: Any) -> dict[str, Any]:
     return {"assetId": "a", "time": 1, "events": {"e": {"x": value}}}
 
 
+def faults_of(message: Any) -> list[Fault]:
+    endless = payload.unbounded(message)
+    return [endless] if endless else [*payload.faults(message), *ENOS.check(Draft(message, ""))]
+
+
 def test_no_payload_surprises_the_door() -> None:
-    slowest = 0.0
     for given in OBJECTS:
         for message in (given, in_an_event(given), {"assetId": given, "time": given, "events": given}):
-            began = time.thread_time()
-            endless = payload.unbounded(message)
-            faults = [endless] if endless else list(payload.faults(message))
-            if endless is None:
-                faults += ENOS.check(Draft(message, ""))
-            slowest = max(slowest, time.thread_time() - began)
-            if not faults:
-                assert message == json.loads(payload.text(message))
-            assert all(len(fault.text) < 500 for fault in faults)
+            faults = done(lambda message=message: faults_of(message), within=0.5)
 
-    assert slowest < 0.5
+            assert faults or message == json.loads(payload.text(message))
+            assert all(len(fault.text) < 500 for fault in faults)

@@ -22,7 +22,7 @@ from tests.security.documents import circle, tower
 from tests.story.conftest import Place
 
 TIME = 1579580182824
-SHARP = "\"\\'\r\n\t\x00\x1b\x7f\x85\u2028\u202e\ufeff\ud800\udfff\U0001f600éA0 /:;=&%#@?[]{}<>-_."
+SHARP = "\"\\'\r\n\t\x00\x1b\x7f\x85\u2028\u202e\ufeff\U0001f600éA0 /:;=&%#@?[]{}<>-_."
 TABLES = (message, attachment, file, stream, share)
 
 
@@ -41,6 +41,9 @@ class Producer:
 
     def word(self) -> str:
         return "".join(self.dice.choices("abcdefghijklmnopqrstuvwxyz-._ é\u4e16", k=self.dice.randrange(1, 12))).strip() or "w"
+
+    def one_of(self, right: list[Any], wrong: list[Any]) -> Any:
+        return self.dice.choice(wrong if self.sometimes(0.04) else right)
 
     def scalar(self) -> Any:
         return self.dice.choice(
@@ -93,6 +96,8 @@ class Producer:
         built = device | {"time": TIME + self.dice.randrange(10**9), "events": {self.word(): parameters}}
         if self.sometimes(0.15):
             built[self.dice.choice([*built, self.name()])] = self.value()
+        if type(built["time"]) is int:
+            built["time"] = TIME  # a box without a clock may enqueue in 1970, and the receiver of the tests would mind
         if self.sometimes(0.03):
             del built[self.dice.choice(list(built))]
         return self.value() if self.sometimes(0.02) else built
@@ -103,10 +108,12 @@ class Producer:
         path.write_bytes(content)
         plain = self.dice.choice([content, io.BytesIO(content), path, str(path), bytearray(content)])
         if self.sometimes(0.06):
-            return self.dice.choice([None, 7, "", "/dev/null", self.folder, io.StringIO("x"), self.text(), b"x" * 20_001])
+            return self.dice.choice(
+                [None, 7, "", "/dev/null", self.folder, io.StringIO("x"), self.text(), io.BytesIO(b"x" * 20_001)]
+            )
         if self.sometimes(0.4):
             kind = self.dice.choice([None, "image/jpeg", "x/y", self.text(), "a/b\r\nX: y"])
-            return File(plain, filename=self.dice.choice([None, self.word(), self.text(), "x" * 300]), content_type=kind)
+            return File(plain, filename=self.dice.choice([None, self.word() + ".", self.text(), "x" * 300]), content_type=kind)
         return plain
 
     def request(self) -> tuple[Any, dict[str, Any]]:
@@ -114,16 +121,12 @@ class Producer:
         now = datetime.now(UTC)
         options: dict[str, Any] = {
             "files": files,
-            "key": self.dice.choice([None, None, self.word() + str(self.dice.random()), self.text(), "x" * 256, 7, "a-None"]),
-            "ordering_key": self.dice.choice([None, None, None, self.word(), self.text(), "x" * 255]),
-            "ordered": self.dice.choice([None, None, True, False, False, "yes"] if self.sometimes(0.2) else [None, True]),
-            "lane": self.dice.choice([None, None, "express", Lane.BULK, "large", "fast"] if self.sometimes(0.3) else [None]),
-            "due_at": self.dice.choice(
-                [None, now - timedelta(1), now.replace(tzinfo=None), "soon"] if self.sometimes(0.1) else [None]
-            ),
-            "expires_at": self.dice.choice(
-                [None, now - timedelta(1), now + timedelta(9), 7] if self.sometimes(0.1) else [None]
-            ),
+            "key": self.one_of([None, self.word() + str(self.dice.random())], [self.text(), "x" * 256, 7, "a-None", "\ud800"]),
+            "ordering_key": self.one_of([None, None, self.word(), "x" * 255], [self.text(), "x" * 256, "", "\udfff"]),
+            "ordered": self.one_of([None, True, False], ["yes", 2]),
+            "lane": self.one_of([None, None, "express", Lane.BULK, "large"], ["fast", 7]),
+            "due_at": self.one_of([None, None, now - timedelta(1)], [now.replace(tzinfo=None), "soon"]),
+            "expires_at": self.one_of([None, None, now + timedelta(9)], [now - timedelta(1), 7]),
         }
         return self.struct(list(files)), options
 
@@ -203,9 +206,9 @@ def receiver() -> Any:
 
 
 def test_whatever_is_offered_is_refused_without_a_trace_or_arrives_word_for_word(place: Place, dice: random.Random) -> None:
-    check(place, dice, 150)
+    check(place, dice, 120)
 
 
 @pytest.mark.merge
-def test_of_two_thousand_offers_each_is_refused_without_a_trace_or_arrives(place: Place, dice: random.Random) -> None:
-    check(place, dice, 2000)
+def test_of_five_hundred_offers_each_is_refused_without_a_trace_or_arrives(place: Place, dice: random.Random) -> None:
+    check(place, dice, 500)

@@ -1547,7 +1547,7 @@ def run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_terminal_tells_each_cause_in_text_and_in_lines_of_json(place: Place) -> None:
     outbox = place.outbox()
     place.hand(outbox)
-    due = (datetime.now(UTC) + timedelta(days=2)).replace(microsecond=0)
+    due = (datetime.now(UTC) + timedelta(days=2, minutes=-1)).replace(microsecond=0)
     number = place.enqueue(outbox, "inspection-七", due_at=due)
     outbox.pause("enos", "moving house", "Zoë")
 

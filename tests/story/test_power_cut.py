@@ -91,11 +91,11 @@ def test_so_many_states_as_are_asked_for_are_replayed(tmp_path: Path, seed: int)
 
 @pytest.mark.merge
 def test_nothing_is_lost_when_the_power_of_a_real_disk_is_cut(tmp_path: Path, seed: int) -> None:
-    """Of ext4, with two producers and a worker at work. As root; in full `make torture`."""
+    """Of ext4, with two producers and a worker at work. As root, which no CI need be; in full `make torture`."""
     try:
         report = cuts(tmp_path, seed, count=5)
     except Unavailable as error:
-        missing(str(error))
+        pytest.skip(str(error))
 
     adds_up(report)
     assert report.counts["cuts"] == 5

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ READY_WITHIN = 60.0
 #: Seconds in which something must move once all is well, as long as there is something left to do.
 MOVES_WITHIN = 30.0
 STOPPED_WITHIN = 30.0
+TOKEN_LIVES = 5.0
 #: Uploads that wait, about, from which on producers say as little as they can: what comes in must be what can go out.
 BACKLOG = 30
 #: What may stand in nobody's log: none of these is what a kill or a pause should lead to.
@@ -92,7 +94,7 @@ class Ground:
 
     def __init__(self, url: str, folder: Path, dice: random.Random, knobs: Knobs) -> None:
         self.url, self.folder, self.dice, self.knobs = url, folder, dice, knobs
-        self.receiver = Receiver(check_token=False, ledger=folder / "receiver.jsonl").start()
+        self.receiver = Receiver(check_token=knobs.token, token_lifetime=TOKEN_LIVES, ledger=folder / "receiver.jsonl").start()
         for behaviour, chance in knobs.behaviours:
             self.receiver.sometimes(behaviour, chance, seed=dice.randrange(2**32))
         self.receiver.refuse(lambda struct: victims.is_poison(struct["assetId"]))
@@ -106,12 +108,12 @@ class Ground:
 
     def story(self, program: str, **more: Any) -> dict[str, Any]:
         here = {"program": program, "database": self.url, "spool": str(self.folder / "spool"), "url": self.receiver.url}
-        how = {"policy": dict(self.knobs.policy), "worker": dict(self.knobs.worker), "free_after": self.knobs.free_after}
+        how = {
+            name: getattr(self.knobs, name) for name in ("policy", "worker", "free_after", "kept", "token", "pace", "poison")
+        }
         rest = {
-            "pace": self.knobs.pace,
             "rest": 0.1,
             "dawdles": 0.03,
-            "poison": self.knobs.poison,
             "again": [],
             "messages": BACKLOG,
         }
@@ -131,7 +133,7 @@ class Ground:
         self.crew.remove(victim)
         open_keys = [line.key for line in victim.under_way() if line.operation == "enqueue" and line.key is not None]
         # Of one that may be purged nobody could tell whether it is new.
-        known = [key for key in open_keys if not victims.may_be_purged(key)]
+        known = [key for key in open_keys if self.knobs.kept is None and not victims.may_be_purged(key)]
         more: dict[str, Any] = {}
         if victim.program == "produce":
             more["again"] = known if self.dice.random() < 0.5 else []
@@ -239,6 +241,8 @@ class Ground:
             purged=None,
             work=said,
         )
+        if self.knobs.kept is not None:
+            found = without_purged_uploads(found, said)
         found = found.plus("I3", self._without_its_row(of_producers, promises))
         for number, sentences in self._found.items():
             found = found.plus(number, sentences)
@@ -257,7 +261,7 @@ class Ground:
         with self.database.read() as connection:
             there = set(connection.execute(sa.select(message.c.key)).scalars())
             rows = set(connection.execute(sa.select(victims.HOST.c.key)).scalars())
-        purged = {key for key in rows if victims.may_be_purged(key)}
+        purged = {key for key in rows if self.knobs.kept is not None or victims.may_be_purged(key)}
         yield from (f"{key} is there, and its caller's own row is not" for key in sorted(there - rows))
         yield from (f"{key} is not there, and its caller's own row is" for key in sorted(rows - there - purged))
         asked = {key for line in history.lines(paths) if line.operation == "commit" for key in line.more["keys"]}
@@ -277,3 +281,23 @@ class Ground:
         self.receiver.close()
         self.outbox.close()
         self.database.close()
+
+
+#: What the ledger says of an upload whose row is gone.
+NO_UPLOAD = re.compile(r"request \d+ says it is delivery (\d+), and there is none|attempt \d+ of \S+ belongs to no delivery")
+
+
+def without_purged_uploads(balance: Balance, said: Sequence[history.Line]) -> Balance:
+    """Without those that the retention took: rows of uploads go with their messages, and leave no trail.
+
+    Of a request the diary of its worker must know the delivery, then.
+    """
+    sent = {line.more["delivery"] for line in said if line.operation == "send" and line.kind == "invoke"}
+
+    def purged(sentence: str) -> bool:
+        found = NO_UPLOAD.fullmatch(sentence)
+        return found is not None and (found[1] is None or int(found[1]) in sent)
+
+    left = tuple(each for each in balance.found.get("I11", ()) if not purged(each))
+    others = {number: sentences for number, sentences in balance.found.items() if number != "I11"}
+    return replace(balance, found=others | ({"I11": left} if left else {}))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from tests.torture.course import Course
 from tests.torture.ground import Ground, Template
@@ -10,8 +12,6 @@ from tests.torture.knobs import Knobs
 from tests.torture.victim import Victim
 
 GONE_AFTER = 1.0
-#: Seconds between two kills, on average.
-PAUSE = 0.05
 #: Kills until everything is looked at and begun afresh. The first round is long, so that its database grows.
 ROUND, LONG_ROUND = 60, 250
 #: How many strikes are at all of them.
@@ -24,39 +24,51 @@ AT_STAKE = {
     "produce": ('"operation": "commit"',),
     "operate": ('"kind": "invoke"',),
 }
-CREW = (("produce", 2), ("work", 2), ("operate", 1))
 
 
-def run(course: Course, kind: str, server: str | None = None) -> None:
+@dataclass(frozen=True)
+class Scene:
+    """Who is there, how often each kind is struck, and the seconds between two strikes, on average."""
+
+    crew: Mapping[str, int]
+    struck: Mapping[str, float]
+    pause: float
+
+
+WHOLE = Scene({"produce": 2, "work": 2, "operate": 1}, {"produce": 45, "work": 45, "operate": 10}, 0.05)
+#: What takes a few seconds.
+BRIEF = Scene({"produce": 1, "work": 1}, {"produce": 60, "work": 40}, 0.02)
+
+
+def run(course: Course, kind: str, server: str | None = None, scene: Scene = WHOLE) -> None:
     """Rounds of kills until there were enough of them."""
     with Template.of(kind, course.folder, server) as template:
-        rounds = 0
+        first = True
         while course.goes_on:
-            one_round(course, template, LONG_ROUND if rounds == 0 else ROUND)
-            rounds += 1
+            one_round(course, template, scene, LONG_ROUND if first else ROUND)
+            first = False
 
 
-def one_round(course: Course, template: Template, kills: int) -> None:
+def one_round(course: Course, template: Template, scene: Scene, kills: int) -> None:
     """Kills, then peace, then the balance."""
     with course.round(template, lambda dice: Knobs.draw(dice, GONE_AFTER)) as ground:
-        for program, many in CREW:
+        for program, many in scene.crew.items():
             for number in range(many):
                 ground.start(program, f"{program}-{number}")
-        for _ in range(kills):
-            if not course.goes_on_with(ground):
-                break
-            strike(ground)
+        while ground.counts["kills"] < kills and course.goes_on_with(ground):
+            strike(ground, scene)
         ground.drain()
 
 
-def strike(ground: Ground) -> None:
+def strike(ground: Ground, scene: Scene) -> None:
     """Kill one of them who is at work, whatever it does at that moment; its next life begins at once."""
-    time.sleep(ground.dice.expovariate(1 / PAUSE))
+    time.sleep(ground.dice.expovariate(1 / scene.pause))
     ground.look_after()
     if ground.dice.random() < ALL_AT_ONCE:
         strike_all(ground)
         return
-    victim = chosen(ground)
+    program = ground.dice.choices(list(scene.struck), list(scene.struck.values()))[0]
+    victim = ground.dice.choice(ground.those(program))
     ground.wait_for_work(victim)
     if ground.dice.random() < AIMED:
         aim(victim)
@@ -75,12 +87,6 @@ def strike_all(ground: Ground) -> None:
     for each in crew:
         ground.again(each)
     ground.counts["kills of all at once"] += 1
-
-
-def chosen(ground: Ground) -> Victim:
-    """Producers and workers in equal parts, and now and then an operator."""
-    program = ground.dice.choices(("produce", "work", "operate"), (45, 45, 10))[0]
-    return ground.dice.choice(ground.those(program))
 
 
 def aim(victim: Victim) -> None:

@@ -17,6 +17,8 @@ class Knobs:
     policy: Mapping[str, Any]
     worker: Mapping[str, Any]
     free_after: float
+    kept: float | None  #: seconds that what is over is kept; None for ever
+    token: bool  #: whether the receiver wants one, which lives for a short time
     pace: float
     poison: float
     behaviours: tuple[tuple[Behaviour, float], ...]  #: of the receiver, with their chances; the first that comes up counts
@@ -60,6 +62,8 @@ class Knobs:
             policy=policy,
             worker={"gone_after": gone_after, "poll": dice.choice((0.02, 0.1))},
             free_after=dice.choice((0.5, 3600.0)),
+            kept=dice.choice((None, None, None, 1.0)),
+            token=dice.random() < 0.5,
             pace=dice.choice((0.0, 0.01, 0.03)),
             poison=dice.choice((0, 0, 3)),
             behaviours=(*(each for each in every if dice.random() < 0.6), (Slow(dice.choice((0.0, 0.02, 0.1))), 1.0)),

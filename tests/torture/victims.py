@@ -24,11 +24,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from outbox import EnosEvents, Lane, Outbox, Policy, Selection, State, Worker, prepare
+from outbox import EnosEvents, Lane, Outbox, Policy, Token, Worker, prepare
 from outbox.errors import SpoolError
 from outbox.model import SpooledFile
 from outbox.policy import Retention
-from outbox.tables import message
 from tests.ledger.history import Diary, History
 
 Story = dict[str, Any]
@@ -36,8 +35,6 @@ Story = dict[str, Any]
 #: The caller's own table: its rows must come and go with the messages.
 HOST = sa.Table("host", sa.MetaData(), sa.Column("key", sa.String(100), primary_key=True))
 PR_SET_PDEATHSIG = 1
-#: How many of an operator's acts are commands, and which exit codes of theirs are no failure.
-AT_A_TERMINAL, DONE, NOTHING_MATCHED = 0.25, 0, 3
 STREAMS, SHARES = 6, 3
 SHARED = b"a file that several messages share" * 40
 
@@ -53,6 +50,7 @@ class Meant:
     ordered: bool
     lane: Lane | None
     later: float  #: seconds until it is due
+    lasts: float | None  #: seconds until it is over, delivered or not
     shares_file: bool
 
 
@@ -84,16 +82,19 @@ def meant_by(key: str) -> Meant:
         ordering_key, ordered = f"share-{dice.randrange(SHARES)}", False
     lane = dice.choices((None, Lane.EXPRESS, Lane.BULK), (80, 10, 10))[0]
     later = dice.uniform(0, 0.5) if dice.random() < 0.05 else 0.0
+    lasts = dice.uniform(0.2, 3) if dice.random() < 0.05 else None
     values = {"severity": dice.randrange(10), "words": "é\u4e2d" * dice.randrange(40)}
     references = {name: f"local://{name}" for name in contents}
     payload = {"assetId": key, "time": 1579580182824, "events": {"crack": values | references}}
-    return Meant(key, payload, contents, ordering_key, ordered, lane, later, shares_file)
+    return Meant(key, payload, contents, ordering_key, ordered, lane, later, lasts, shares_file)
 
 
 def outbox_of(story: Story) -> Outbox:
-    policy = Policy(**story.get("policy", {}))
-    destination = EnosEvents(name="enos", url=story["url"], org_id="o1", allow_plain_http=True, policy=policy)
-    retention = Retention(free_after=timedelta(seconds=story.get("free_after", 3600)))
+    policy = Policy(**story["policy"])
+    token = Token(story["url"], "app-key", "app-secret", allow_plain_http=True) if story["token"] else None
+    destination = EnosEvents(name="enos", url=story["url"], org_id="o1", allow_plain_http=True, policy=policy, token=token)
+    kept = story["kept"] and timedelta(seconds=story["kept"])
+    retention = Retention(delivered=kept, cancelled=kept, free_after=timedelta(seconds=story["free_after"]))
     return Outbox(
         story["database"],
         spool=story["spool"],
@@ -108,7 +109,7 @@ def work(story: Story) -> None:
     """A worker that says what it does."""
     random.seed(story["seed"])
     with History(Path(story["history"])) as history:
-        Worker(outbox_of(story), watcher=Diary(history), **story.get("worker", {})).run()
+        Worker(outbox_of(story), watcher=Diary(history), **story["worker"]).run()
 
 
 class Abandoned(Exception):
@@ -191,6 +192,7 @@ class Producer:
         files: dict[str, Any] = dict(each.contents)
         if each.shares_file:
             files["shared"] = self.shared
+        now = self.outbox.ambient.now()
         enqueued = self.outbox.enqueue(
             session,
             "enos",
@@ -200,7 +202,8 @@ class Producer:
             ordering_key=each.ordering_key,
             ordered=each.ordered,
             lane=each.lane,
-            due_at=self.outbox.ambient.now() + timedelta(seconds=each.later) if each.later else None,
+            due_at=now + timedelta(seconds=each.later) if each.later else None,
+            expires_at=now + timedelta(seconds=each.lasts) if each.lasts else None,
         )
         if enqueued.new:
             session.execute(sa.insert(HOST).values(key=each.key))
@@ -220,95 +223,12 @@ def produce(story: Story) -> None:
                     raise
 
 
-def at_a_terminal(*arguments: str) -> int:
-    """A command of `outbox`; its exit code, which says that it was done or that nothing matched."""
-    from outbox.cli import main
-
-    try:
-        main(["--app", "tests.torture.terminal:outbox", *arguments])
-    except SystemExit as ended:
-        if ended.code not in (DONE, NOTHING_MATCHED):
-            raise RuntimeError(f"outbox {' '.join(arguments)} ended with {ended.code}") from ended
-        return int(ended.code)
-    raise AssertionError("a command ends with an exit code")
-
-
-class Operator:
-    """A person with too much coffee."""
-
-    def __init__(self, story: Story, history: History) -> None:
-        self.story = story
-        self.history = history
-        self.dice = random.Random(story["seed"])
-        self.outbox = outbox_of(story)
-
-    def run(self) -> None:
-        """One act after the other; what the one before may have left paused goes on first."""
-        self._do("resume", lambda: self.outbox.resume("enos", "torture"))
-        for number in range(STREAMS):
-            self._resume_key(f"stream-{number}")
-        acts = (self.replay, self.cancel, self.purge, self.pause, self.pause_key, self.free)
-        while True:
-            time.sleep(self.dice.expovariate(1 / self.story["rest"]))
-            self.dice.choices(acts, (4, 2, 3, 1, 1, 1))[0]()
-
-    def replay(self) -> None:
-        states = (State.DELIVERED, State.DEAD, State.CANCELLED)
-        self._act("replay", [key for key in self._some(states, 40) if not is_poison(key)][: self.dice.randint(1, 6)])
-
-    def cancel(self) -> None:
-        self._act("cancel", self._some((State.PENDING, State.DEAD), 2))
-
-    def purge(self) -> None:
-        states = (State.DELIVERED, State.DEAD, State.CANCELLED)
-        self._act("purge", [key for key in self._some(states, 60) if may_be_purged(key)][: self.dice.randint(1, 8)])
-
-    def pause(self) -> None:
-        self._do("pause", lambda: self.outbox.pause("enos", "torture", "torture"))
-        time.sleep(self.dice.uniform(0, 0.3))
-        self._do("resume", lambda: self.outbox.resume("enos", "torture"))
-
-    def pause_key(self) -> None:
-        key = f"stream-{self.dice.randrange(STREAMS)}"
-        self._do("pause", lambda: self.outbox.pause("enos", "torture", "torture", ordering_key=key))
-        time.sleep(self.dice.uniform(0, 0.3))
-        self._resume_key(key)
-
-    def free(self) -> None:
-        self._do("free", self.outbox.free_files)
-
-    def _resume_key(self, key: str) -> None:
-        self._do("resume", lambda: self.outbox.resume("enos", "torture", ordering_key=key))
-
-    def _some(self, states: Sequence[State], limit: int) -> list[str]:
-        """Keys of messages in these states, the latest or any."""
-        with self.outbox.database.read() as connection:
-            highest = connection.execute(sa.select(sa.func.max(message.c.id))).scalar_one() or 0
-            upto = self.dice.choice((highest, self.dice.randint(0, highest)))
-            mine = (message.c.state.in_(states), message.c.id <= upto)
-            found = sa.select(message.c.key).where(*mine).order_by(message.c.id.desc()).limit(limit)
-            return list(connection.execute(found).scalars())
-
-    def _act(self, action: Any, keys: Sequence[str]) -> None:
-        if not keys:
-            return
-        if self.dice.random() < AT_A_TERMINAL:
-            named = [word for key in keys for word in ("--key", key)]
-            self._do(action, lambda: at_a_terminal(action, *named, "--yes"), keys=list(keys))
-        else:
-            selection = Selection(keys=tuple(keys), destination="enos")
-            self._do(action, lambda: self.outbox.begin(action, selection, "torture").run(), keys=list(keys))
-
-    def _do(self, what: str, how: Any, **more: Any) -> None:
-        step = self.history.write("invoke", what, **more)
-        done = how()
-        self.history.write("ok", what, step=step, done=done)
-
-
 def operate(story: Story) -> None:
     """An operator; ends only by force."""
+    from tests.torture.operator import Operator
+
     with History(Path(story["history"])) as history:
-        Operator(story, history).run()
+        Operator(story, outbox_of(story), history).run()
 
 
 PROGRAMS = {each.__name__: each for each in (work, produce, operate)}

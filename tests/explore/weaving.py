@@ -1,0 +1,422 @@
+"""Two operations on one real database, statement by statement, in every order that makes a difference.
+
+Each has a connection and a thread of its own and waits before every statement until it is its turn. Two orders that differ only
+in which of two statements came first that touch no common table are one: only where two statements do is the other order taken
+too (dynamic partial order reduction, with sleep sets). On Postgres a statement may have to wait for a lock; then the other goes
+on. On SQLite who would write waits for whoever writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from outbox import Outbox
+from outbox.database import Database
+from outbox.tables import metadata
+
+#: Seconds in which a statement that waits for nobody is over, mostly; and in which all must have come to an end.
+_SOON, _LATE = 0.004, 20.0
+#: Whoever adds to these adds a row of its own, and asks for no other's.
+_NEW = frozenset({"delivery", "audit"})
+#: An INSERT into the one locks a row of the other.
+_LOCKED_TOO = {
+    "attempt": frozenset({"message"}),
+    "message": frozenset({"stream"}),
+    "attachment": frozenset({"message", "file"}),
+    "head": frozenset({"stream"}),
+}
+_LOOKED_AT = ("message", "delivery", "attempt", "head", "worker")
+_TABLE = re.compile(r"outbox_([a-z]+)")
+_LOCKING = re.compile(r"^\s*(INSERT|UPDATE|DELETE)|\bFOR (NO KEY UPDATE|UPDATE|SHARE|KEY SHARE)\b")
+
+
+class Touch(NamedTuple):
+    """What a statement asks, what it writes or locks, and what it adds."""
+
+    words: str
+    asks: frozenset[str] = frozenset()
+    writes: frozenset[str] = frozenset()
+    adds: frozenset[str] = frozenset()  #: to these tables, a row that is nobody else's
+
+    @classmethod
+    def of(cls, statement: str, empty: frozenset[str]) -> Touch:
+        """What a statement does, where these tables are empty and stay so."""
+        tables = frozenset(_TABLE.findall(statement)) - empty
+        if statement == "BEGIN IMMEDIATE":
+            return cls(statement, writes=frozenset({"SQLite's write lock"}))
+        if not _LOCKING.search(statement):
+            return cls(statement, tables)
+        if statement.startswith("INSERT") and (added := frozenset(_TABLE.findall(statement)[:1])) <= _NEW:
+            return cls(statement, tables - added, frozenset(), added)
+        inserted = _TABLE.findall(statement)[0] if statement.startswith("INSERT") else ""
+        return cls(statement, tables, tables | _LOCKED_TOO.get(inserted, frozenset()))
+
+    def minds(self, other: Touch) -> bool:
+        """Whether it may matter which of the two comes first."""
+        mine, theirs = self.writes | self.adds, other.writes | other.adds
+        return bool(mine & (other.asks | other.writes) or theirs & (self.asks | self.writes))
+
+
+class Strand:
+    """One of the two operations: a thread that waits for its turn before each statement."""
+
+    def __init__(self, name: str, url: str) -> None:
+        address = sa.make_url(url)
+        if address.get_backend_name() == "postgresql":
+            address = address.update_query_dict({"application_name": name})
+        self.name = name
+        self.database = Database(address)
+        self.next: Touch | None = None  #: what it is about to do
+        self.error: BaseException | None = None
+        self.result: Any = None
+        self.over = True
+        self.blocked = False
+        self.empty: frozenset[str] = frozenset()  #: tables that are empty and stay so
+        self.wrote = Touch("COMMIT")  #: what its transaction has written or locked so far
+        self.transaction = ""  #: how it began, on SQLite
+        self._free = False
+        self._turn = threading.Semaphore(0)
+        self._arrived = threading.Event()
+        self._thread: threading.Thread | None = None
+        for engine in filter(None, (self.database.engine, self.database._reader)):
+            self._listen(engine)
+
+    def _listen(self, engine: sa.Engine) -> None:
+        if engine.dialect.name == "sqlite":
+
+            @sa.event.listens_for(engine, "connect")
+            def wait_for_nobody(connection: Any, _record: Any) -> None:
+                connection.execute("PRAGMA busy_timeout = 0")
+
+        @sa.event.listens_for(engine, "before_cursor_execute")
+        def before(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            touch = Touch.of(statement, self.empty)
+            self._stop_before(touch)
+            if statement.startswith("BEGIN"):
+                self.transaction = statement
+            else:
+                self.wrote = self.wrote._replace(writes=self.wrote.writes | touch.writes, adds=self.wrote.adds | touch.adds)
+
+        @sa.event.listens_for(engine, "commit")
+        def before_commit(_connection: Any) -> None:
+            self._stop_before(self.wrote)
+            self.wrote, self.transaction = Touch("COMMIT"), ""
+
+        @sa.event.listens_for(engine, "rollback")
+        def rolled_back(_connection: Any) -> None:
+            self.wrote, self.transaction = Touch("COMMIT"), ""
+
+    def start(self, operation: Callable[[], Any]) -> None:
+        """Run an operation up to its first statement."""
+        self.error = self.result = self.next = None
+        self.over = self.blocked = self._free = False
+        self._turn = threading.Semaphore(0)
+        self._arrived.clear()
+        self._thread = threading.Thread(target=self._run, args=(operation,), name=self.name)
+        self._thread.start()
+        self._arrived.wait(_LATE)
+
+    def _run(self, operation: Callable[[], Any]) -> None:
+        try:
+            self.result = operation()
+        except BaseException as error:  # noqa: BLE001 (it is what became of it)
+            self.error = error
+        self.over, self.next = True, None
+        self._arrived.set()
+
+    def _stop_before(self, touch: Touch) -> None:
+        if threading.current_thread() is not self._thread or self._free:
+            return
+        self.next = touch
+        self._arrived.set()
+        self._turn.acquire()
+
+    def go(self) -> None:
+        """Take the statement it stands before."""
+        self._arrived.clear()
+        self._turn.release()
+
+    def arrives(self, within: float) -> bool:
+        """Wait until it is about to take its next statement, or is over."""
+        if self._arrived.wait(within):
+            self.blocked = False
+            return True
+        return False
+
+    def finish(self) -> None:
+        """Go on to the end without a stop."""
+        self._free = True
+        self._turn.release()
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join(_LATE)
+            assert not self._thread.is_alive(), f"{self.name} came to no end"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two operations and what must hold when both are over."""
+
+    name: str
+    prepare: Callable[[Weaver], Any]
+    operations: Callable[[Outbox, Any, int], Callable[[], Any]]  #: what each of the two does, with what was prepared
+    check: Callable[[Weaver, Any, Sequence[Any]], list[str]] = lambda *_: []
+    may_raise: tuple[type[Exception], ...] = ()
+    fills: frozenset[str] = frozenset()  #: tables that get their first rows; others that are empty stay so
+
+
+@dataclass
+class Woven:
+    """What weaving two operations came to."""
+
+    name: str
+    orders: int = 0
+    left_out: int = 0  #: that would have been the same as one of them
+    statements: int = 0
+    waits: int = 0  #: statements that had to wait for a lock
+    violations: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.orders} orders of their statements ({self.left_out} more make no difference), "
+            f"{self.statements:,} statements, {self.waits} waits, {self.seconds:.1f} s: {len(self.violations)} violations"
+        )
+
+
+@dataclass
+class _Node:
+    may: Mapping[int, Touch]  #: whose turn it may be, with what it would do
+    chosen: int
+    asleep: set[int]  #: who need not go first here: that was taken, or makes no difference
+    wanted: set[int] = field(default_factory=set)  #: who shall
+
+    @property
+    def touch(self) -> Touch:
+        """What is done here."""
+        return self.may[self.chosen]
+
+
+class Weaver:
+    """Weaves pairs on one migrated database."""
+
+    def __init__(self, url: str, make: Callable[[Database], Outbox]) -> None:
+        self.plain = Database(url)
+        self.alone = self.plain.kind == "sqlite"
+        self.strands = [Strand(f"strand-{number}", url) for number in (0, 1)]
+        self.outboxes = [make(each.database) for each in self.strands]
+        self.outbox = make(self.plain)
+        self._engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+
+    def __enter__(self) -> Weaver:
+        self._watching = self._engine.connect()
+        self._keeper = self._engine.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watching.close()
+        self._keeper.close()
+        self._engine.dispose()
+        for database in (self.plain, *(each.database for each in self.strands)):
+            database.close()
+
+    def rows(self) -> dict[str, list[Any]]:
+        """What matters of what there is now, by table."""
+        with self.plain.read() as connection:
+            asked = {each: connection.exec_driver_sql(f"SELECT * FROM outbox_{each}") for each in _LOOKED_AT}
+            return {each: list(found.mappings()) for each, found in asked.items()}
+
+    def weave(self, pair: Pair, most: int = 10_000) -> Woven:
+        """Take every order; ends at the first violation."""
+        began, woven = time.monotonic(), Woven(pair.name)
+        self._wipe()
+        prepared = pair.prepare(self)
+        self._keep()
+        for each in self.strands:
+            each.empty = frozenset(self._empty()) - pair.fills - {"delivery", "attempt", "audit"}
+        path: list[_Node] = []
+        while woven.orders < most:
+            self._restore()
+            for strand, outbox, number in zip(self.strands, self.outboxes, (0, 1), strict=True):
+                strand.start(pair.operations(outbox, prepared, number))
+            told = self._run(path, woven)
+            if told is None:
+                woven.left_out += 1
+            else:
+                woven.orders += 1
+                raised = [each.error for each in self.strands if each.error and not isinstance(each.error, pair.may_raise)]
+                wrong = [f"{type(each).__name__}: {str(each).splitlines()[0]}" for each in raised]
+                wrong += wrong or [*at_rest(self.rows()), *pair.check(self, prepared, [each.result for each in self.strands])]
+                if wrong:
+                    woven.violations = [f"{each}\n" + "\n".join(told) for each in wrong]
+                    break
+            _mind_races(path)
+            if not _turn_back(path):
+                break
+        woven.seconds = time.monotonic() - began
+        return woven
+
+    def _run(self, path: list[_Node], woven: Woven) -> list[str] | None:
+        """Take one order, as `path` says as far as it goes; None when it would be one that was taken."""
+        asleep: set[int] = set()
+        told: list[str] = []
+        depth = 0
+        while may := {number: each.next for number, each in enumerate(self.strands) if self._may_go(number) and each.next}:
+            if depth == len(path):
+                awake = may.keys() - asleep
+                if not awake:
+                    self._finish()
+                    return None
+                path.append(_Node(may, min(awake), set(asleep)))
+            node = path[depth]
+            assert node.may.keys() == may.keys(), "the same order came to another place"
+            depth += 1
+            touch = node.touch
+            told.append(f"  {self.strands[node.chosen].name} {' '.join(touch.words.split())[:110]}")
+            woven.statements += 1
+            self._step(node.chosen, woven)
+            asleep = {each for each in node.asleep if each in may and not touch.minds(may[each])}
+        stuck = [each for each in self.strands if not each.over]
+        self._finish()
+        return [*told, *(f"  {each.name} waits for ever" for each in stuck)]
+
+    def _may_go(self, number: int) -> bool:
+        mine, other = self.strands[number], self.strands[1 - number]
+        if mine.over or mine.blocked or mine.next is None:
+            return False
+        return not (mine.next.words == "BEGIN IMMEDIATE" and other.transaction == "BEGIN IMMEDIATE")
+
+    def _step(self, number: int, woven: Woven) -> None:
+        """Let one take its statement, until it is over or has to wait; and the other, if it has waited for that."""
+        mine, other = self.strands[number], self.strands[1 - number]
+        mine.go()
+        self._settle(mine)
+        woven.waits += mine.blocked
+        if other.blocked:
+            self._settle(other)
+
+    def _settle(self, strand: Strand) -> None:
+        ends = time.monotonic() + _LATE
+        while not strand.arrives(_SOON):
+            if not self.alone and self._waits_for_a_lock(strand):
+                strand.blocked = True
+                return
+            assert time.monotonic() < ends, f"{strand.name} neither goes on nor waits for a lock"
+
+    def _waits_for_a_lock(self, strand: Strand) -> bool:
+        asked = "SELECT bool_or(cardinality(pg_blocking_pids(pid)) > 0) FROM pg_stat_activity WHERE application_name = :name"
+        return bool(self._watching.execute(sa.text(asked), {"name": strand.name}).scalar())
+
+    def _finish(self) -> None:
+        for each in self.strands:
+            if not each.over:
+                each.finish()
+                if not self.alone:
+                    continue
+            each.join()
+        for each in self.strands:
+            each.join()
+
+    def _wipe(self) -> None:
+        with self.plain.begin() as connection:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(sa.delete(table))
+
+    def _empty(self) -> list[str]:
+        with self.plain.read() as connection:
+            counts = {name: connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar() for name in metadata.tables}
+        return [name.removeprefix("outbox_") for name, count in counts.items() if count == 0]
+
+    def _keep(self) -> None:
+        """Keep what is there, to be put back before each order."""
+        names = [table.name for table in metadata.sorted_tables]
+        self._script([f"DROP TABLE IF EXISTS kept_{name}" for name in names])
+        self._script([f"CREATE TEMP TABLE kept_{name} AS SELECT * FROM {name}" for name in names])
+        back = [f"INSERT INTO {name} SELECT * FROM kept_{name}" for name in names]
+        self._back = ["BEGIN", *(f"DELETE FROM {name}" for name in reversed(names)), *back, "COMMIT"]
+
+    def _restore(self) -> None:
+        self._script(self._back)
+
+    def _script(self, statements: Sequence[str]) -> None:
+        """In one go."""
+        script = "; ".join(statements)
+        driver = self._keeper.connection.dbapi_connection
+        driver.executescript(script) if self.alone else driver.execute(script)
+
+
+def _mind_races(path: Sequence[_Node]) -> None:
+    """Where two statements of the two touched the same, the other shall go first, too."""
+    for later, node in enumerate(path):
+        for sooner in range(later - 1, -1, -1):
+            before = path[sooner]
+            if before.chosen == node.chosen or not before.touch.minds(node.touch):
+                continue
+            if not _settled_between(path, sooner, later):
+                before.wanted |= {node.chosen} & before.may.keys()
+            break
+
+
+def _settled_between(path: Sequence[_Node], sooner: int, later: int) -> bool:
+    """Whether one had to come before the other anyway, because of something in between."""
+    mine = path[later].chosen
+    return any(
+        path[between].chosen == mine
+        and any(each.chosen != mine and each.touch.minds(path[between].touch) for each in path[sooner:between])
+        for between in range(sooner + 1, later)
+    )
+
+
+def _turn_back(path: list[_Node]) -> bool:
+    """The next order that may make a difference; False when there is none."""
+    while path:
+        node = path[-1]
+        node.asleep.add(node.chosen)
+        if left := node.wanted - node.asleep:
+            node.chosen = min(left)
+            return True
+        path.pop()
+    return False
+
+
+def at_rest(rows: Mapping[str, list[Any]]) -> Iterator[str]:
+    """What does not add up in a database on which nothing is under way."""
+    messages = rows["message"]
+    under_way = {row["id"]: row for row in rows["delivery"] if row["finished_at"] is None}
+    for number, row in under_way.items():
+        claimed = [each["id"] for each in messages if each["delivery_id"] == number and each["claimed_by"] == row["worker"]]
+        if len(claimed) != row["messages"]:
+            yield f"I6: delivery {number} is of {row['messages']} messages and has claimed {len(claimed)}"
+    for row in messages:
+        if row["state"] == "claimed" and row["delivery_id"] not in under_way:
+            yield f"I11: message {row['id']} is claimed for delivery {row['delivery_id']}, which is over"
+        tries = sorted(each["number"] for each in rows["attempt"] if each["message_id"] == row["id"])
+        over = row["attempt"] - (row["state"] == "claimed")
+        if tries != list(range(1, over + 1)):
+            yield f"I11: message {row['id']} was tried {over} times, written down are {tries}"
+    for head in rows["head"]:
+        mine = sorted((row for row in messages if row["stream_id"] == head["stream_id"]), key=lambda row: row["stream_number"])
+        unfinished = [row for row in mine if row["state"] in ("pending", "claimed")]
+        tried = [row for row in unfinished if row["state"] == "claimed"]
+        if tried != unfinished[: len(tried)] or len(tried) > 1:
+            yield f"I9: of stream {head['stream_id']} goes {[row['stream_number'] for row in tried]}"
+        if tried and head["claimed_by"] is None:
+            yield f"I9: stream {head['stream_id']} has a message under way and says that it has none"
+        if unfinished and not tried and head["claimed_by"] is None and head["blocked_by"] is None and head["due_at"] is None:
+            yield f"I15: stream {head['stream_id']} rests although message {unfinished[0]['id']} waits"
+
+
+@contextlib.contextmanager
+def weaver(url: str, make: Callable[[Database], Outbox]) -> Iterator[Weaver]:
+    """A weaver for as long as it is entered."""
+    with Weaver(url, make) as made:
+        yield made

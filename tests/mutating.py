@@ -1,0 +1,232 @@
+"""`make mutation MINUTES=n`: the rules that decide about messages are changed here and there, and a test must notice it.
+
+`python -m tests.mutating [--minutes N] [MODULE...]`. mutmut makes the changes and runs the tests that come by the changed
+function, in a copy of the tree. Ends with 1 when less than nine of ten changes that were tried are noticed, in any module. A
+change that no test comes by counts as one that nobody noticed. One that cannot be noticed is passed over, and is named in
+`SAME` with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+#: Of the changes that were tried, so many in a hundred must be noticed.
+ENOUGH = 90.0
+_RULES = ("pure/test_verdict.py", "pure/test_verdict_table.py", "pure/test_policy.py", "pure/test_walk.py")
+_CLAIMS = (
+    "conformance/test_store_claiming.py",
+    "conformance/test_store_paused_keys.py",
+    "conformance/test_store_shares.py",
+    "conformance/test_store_streams.py",
+    "story/test_order.py",
+    "story/test_lanes.py",
+    "story/test_limits.py",
+    "story/test_probes.py",
+    "story/test_isolation.py",
+    "story/test_clocks.py",
+    "story/test_delivery.py",
+)
+#: The modules that are changed together, and the tests that must notice.
+GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("outbox/verdict.py", "outbox/policy.py"), _RULES),
+    (("outbox/claims.py", "outbox/store/claiming.py"), _CLAIMS),
+)
+#: What mutmut says of a change by a number (its own `status_by_exit_code`). Whatever else it says is a change that was noticed.
+SURVIVED, NO_TEST, NOT_TRIED = (0,), (5, 33), (None, 2, 34)
+
+
+@dataclass(frozen=True)
+class Same:
+    """A change that makes no difference that a test should look at."""
+
+    module: str
+    old: str  #: what stood there: a part of a line that the change took away
+    new: str  #: and of the one that it put there
+    reason: str
+
+
+_OUT_OF_REACH = "no value comes here: the type checker proves it"
+SAME: tuple[Same, ...] = (
+    Same("outbox/verdict.py", "assert_never(", "", _OUT_OF_REACH),
+    Same("outbox/policy.py", "assert_never(", "", _OUT_OF_REACH),
+)
+
+
+@dataclass
+class Tally:
+    """What became of the changes to a module."""
+
+    module: str
+    made: int = 0
+    tried: int = 0
+    noticed: int = 0
+    survivors: dict[str, str] = field(default_factory=dict)  #: the difference each makes, by its name
+    passed_over: dict[str, str] = field(default_factory=dict)  #: why each makes none, by its name
+    words: str = ""  #: why there are no figures
+
+    @property
+    def share(self) -> float:
+        return 100.0 * self.noticed / self.tried if self.tried else 0.0
+
+
+def mutate(modules: Sequence[str], tests: Sequence[str], seconds: float) -> list[Tally]:
+    """Change modules for so long, and count."""
+    with tempfile.TemporaryDirectory(prefix="outbox-mutation-") as folder:
+        copy = Path(folder)
+        _copy_tree(copy, modules, tests)
+        said = _run(copy, seconds)
+        return [_tally(copy, module, said) for module in modules]
+
+
+def _copy_tree(copy: Path, modules: Sequence[str], tests: Sequence[str]) -> None:
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    settings = {
+        "source_paths": ["outbox/"],
+        "only_mutate": list(modules),
+        "also_copy": ["migrations", "tests", "docs", "README.md"],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-p", "no:randomly", "-x", "-m", "not merge and not postgres"],
+        "pytest_add_cli_args_test_selection": [f"tests/{each}" for each in tests],
+        # The tests start threads, which no fork of the process that ran them would have.
+        "process_isolation": "forkserver",
+    }
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    with (copy / "pyproject.toml").open("a", encoding="utf-8") as file:
+        file.write("\n".join(["\n[tool.mutmut]", *lines, ""]))
+
+
+#: How mutmut begins a line that only shows that it is alive.
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+
+
+def _run(copy: Path, seconds: float) -> str:
+    """mutmut, until it is done or its time is up; returns the end of what it said."""
+    program = [
+        sys.executable,
+        "-c",
+        "from mutmut.__main__ import cli; cli()",
+        "run",
+        "--max-children",
+        str(os.cpu_count() or 1),
+    ]
+    log = copy / "mutmut.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            program, cwd=copy, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # a SIGTERM would tear the file of results that it is writing
+            process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # it may leave some of its own behind
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    said = log.read_text("utf-8", "replace").replace("\r", "\n").splitlines()
+    return "\n".join([line for line in said if line.strip() and line[0] not in _SPINNER][-30:])
+
+
+def _tally(copy: Path, module: str, said: str) -> Tally:
+    tally = Tally(module)
+    results = copy / "mutants" / f"{module}.meta"
+    codes = json.loads(results.read_text("utf-8"))["exit_code_by_key"] if results.is_file() else {}
+    tally.made = len(codes)
+    if all(code in NOT_TRIED for code in codes.values()):
+        tally.words = said
+        return tally
+    unnoticed = [name for name, code in codes.items() if code in SURVIVED or code in NO_TEST]
+    differences = _differences(copy, module, unnoticed)
+    for name in unnoticed:
+        removed, added = _sides(differences[name])
+        same = next((each for each in SAME if each.module == module and each.old in removed and each.new in added), None)
+        if same is not None:
+            tally.passed_over[name] = same.reason
+        else:
+            tally.survivors[name] = ("no test comes by\n" if codes[name] in NO_TEST else "") + differences[name]
+    tally.noticed = sum(code not in (*SURVIVED, *NO_TEST, *NOT_TRIED) for code in codes.values())
+    tally.tried = tally.noticed + len(tally.survivors)
+    return tally
+
+
+_SHOW = """
+import json, sys
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+module, *names = json.load(sys.stdin)
+print(json.dumps({name: get_diff_for_mutant(name, path=module) for name in names}))
+"""
+
+
+def _differences(copy: Path, module: str, names: Sequence[str]) -> dict[str, str]:
+    given = json.dumps([module, *names])
+    shown = subprocess.run([sys.executable, "-c", _SHOW], cwd=copy, input=given, capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(shown.stdout.splitlines()[-1])
+    return found
+
+
+def _sides(difference: str) -> tuple[str, str]:
+    """What a change took away, and what it put there."""
+    lines = [line for line in difference.splitlines() if not line.startswith(("---", "+++"))]
+    return tuple("\n".join(line[1:] for line in lines if line.startswith(sign)) for sign in "-+")  # type: ignore[return-value]
+
+
+def table(tallies: Sequence[Tally]) -> str:
+    cells = [("module", "changes", "tried", "noticed", "survived", "passed over", "%")]
+    for each in tallies:
+        counts = (each.made, each.tried, each.noticed, len(each.survivors), len(each.passed_over))
+        cells.append((each.module, *map(str, counts), f"{each.share:.1f}"))  # type: ignore[arg-type]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutating", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--minutes", type=float, default=30.0, help="for all the modules; each takes its share (default: 30)")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as outbox/verdict.py (default: all)")
+    given = parser.parse_args(arguments)
+    known = [module for modules, _ in GROUPS for module in modules]
+    wanted = given.modules or known
+    if unknown := [each for each in wanted if each not in known]:
+        parser.error(f"no tests are named for {', '.join(unknown)}, only for {', '.join(known)}")
+    # A shell ignores it for what it runs in the background, and so would mutmut, which must hear it in the end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    groups = [([each for each in modules if each in wanted], tests) for modules, tests in GROUPS]
+    groups = [(modules, tests) for modules, tests in groups if modules]
+    ends, tallies = time.monotonic() + given.minutes * 60, []
+    for number, (modules, tests) in enumerate(groups):
+        share = max(0.0, ends - time.monotonic()) / (len(groups) - number)
+        for tally in mutate(modules, tests, share):
+            tallies.append(tally)
+            tell(tally)
+    print(table(tallies))
+    return 0 if all(each.share >= ENOUGH for each in tallies) else 1
+
+
+def tell(tally: Tally) -> None:
+    for name, difference in tally.survivors.items():
+        print(f"survived: {name}\n{difference}", flush=True)
+    for name, reason in tally.passed_over.items():
+        print(f"passed over: {name}: {reason}", flush=True)
+    if tally.words:
+        print(f"{tally.module}: nothing was tried. The last that was said:\n{tally.words}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
