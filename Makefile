@@ -50,7 +50,7 @@ mutation: setup ## the rules are changed here and there, for so many minutes: do
 
 steady: setup ## the tests of every day TIMES times over, each in another order, in turn in three time zones
 	@set -e -- UTC America/St_Johns Pacific/Chatham; for run in $$(seq $(TIMES)); do \
-	echo "run $$run of $(TIMES), TZ=$$1"; TZ=$$1 $(PYTEST) -m "not merge" tests/$(only); zone=$$1; shift; set -- "$$@" "$$zone"; done
+	echo "run $$run of $(TIMES), TZ=$$1"; TZ=$$1 $(PYTEST) -p randomly -m "not merge" tests/$(only); zone=$$1; shift; set -- "$$@" "$$zone"; done
 
 scale: setup ## millions of messages on both databases, measured (one: only=sqlite; a quick look: OUTBOX_SCALE=50000)
 	$(BIN)/python -m bench.scale $(only)

@@ -22,7 +22,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
-from outbox import migrate
+from outbox import migrate, secret
 from outbox.database import Database
 from tests.factories import wipe
 from tests.planted import telling
@@ -106,11 +106,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def is_for_a_merge(item: pytest.Item) -> bool:
-    """Whether `make test` leaves a test out: what takes long, and of whole stories what SQLite has told already."""
-    if any(item.get_closest_marker(each) for each in ("merge", "slow", "long")):
+    """Whether `make test` leaves a test out: what takes long, what needs a Postgres, and the terminal's many processes."""
+    if any(item.get_closest_marker(each) for each in ("merge", "slow", "long", "postgres")):
         return True
-    told_twice = item.get_closest_marker("postgres") is not None and "database_url" in getattr(item, "fixturenames", ())
-    return told_twice and Path(item.path).parent.name != "conformance"
+    return Path(item.path).parent.name == "skins"
 
 
 def in_turn(item: pytest.Item) -> bool:
@@ -128,6 +127,14 @@ def missing(reason: str) -> NoReturn:
     if os.environ.get("CI", "").lower() in {"1", "true"} or os.environ.get("OUTBOX_ALL_TOOLS") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _secrets_of_others_are_forgotten() -> Iterator[None]:
+    """What one test had for a secret is an ordinary word in the next."""
+    known = dict(secret._known), dict(secret._lasting), secret._forms
+    yield
+    secret._known, secret._lasting, secret._forms = known
 
 
 @pytest.fixture(scope="session")

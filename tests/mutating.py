@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 ENOUGH = 90.0
 _RULES = ("pure/test_verdict.py", "pure/test_verdict_table.py", "pure/test_policy.py", "pure/test_walk.py")
 _CLAIMS = (
+    "conformance/test_claims.py",
     "conformance/test_store_claiming.py",
     "conformance/test_store_paused_keys.py",
     "conformance/test_store_shares.py",

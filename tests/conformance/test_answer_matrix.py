@@ -72,6 +72,8 @@ def transport() -> Iterator[RequestsTransport]:
 
 def sent(server: Saying, transport: RequestsTransport, said: bytes, deadline: float = 20.0) -> Verdict:
     """What becomes of a batch that gets this answer."""
+    transport.close()  # a connection that the server is about to end would do, and the request on it would not be heard
+    transport.close()  # who answers nonsense hangs up, at any time: the next request shall not meet that
     server.said, server.heard = said, 0
     destination = EnosEvents(
         name="enos",
@@ -119,6 +121,7 @@ def receiver() -> Iterator[Receiver]:
 
 def given(receiver: Receiver, transport: RequestsTransport, token_url: str) -> Verdict:
     """What becomes of a batch whose token comes from there."""
+    transport.close()
     token = Token(token_url, app_key="app-key", app_secret=SECRET, allow_plain_http=True)
     destination = EnosEvents(name="enos", url=receiver.url, org_id="o1", token=token, allow_plain_http=True)
     return Sender(NO_FILES, Ambient(), transport).send(destination, BATCH, lambda: None)

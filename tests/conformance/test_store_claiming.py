@@ -423,14 +423,15 @@ def test_only_what_waits_can_expire(database: Database, state: State) -> None:
 
 def test_an_expired_message_is_dead_and_says_why(database: Database) -> None:
     with database.begin() as connection:
-        loose, first, _ = put(connection), put(connection, ordering_key="pump"), put(connection, ordering_key="pump")
+        loose, first, other = put(connection), put(connection, ordering_key="pump"), put(connection, ordering_key="pump")
 
         assert {row_of(connection, first).stream_id} == claiming.expire(connection, [loose, first], NOW)
 
         for message_id in (loose, first):
             row = row_of(connection, message_id)
             assert (State.DEAD, "expired", NOW) == (row.state, row.reason, row.finished_at)
-            assert "expires_at" in row.reason_text
+            assert "its expires_at passed before it could be delivered" == row.reason_text
+        assert State.PENDING == row_of(connection, other).state
 
 
 def test_what_another_is_giving_up_is_passed_over(postgres_database: Database, reopen_postgres: Reopen) -> None:

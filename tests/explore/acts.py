@@ -130,9 +130,13 @@ class Player:
         """The moment after a step."""
         kinds = {step.what, step.answer, "trouble" if step.trouble else ""} & set(self._scope.most)
         spent = dict(moment.truth.spent)
-        truth = moment.truth._replace(spent=tuple(sorted({**spent, **{each: spent.get(each, 0) + 1 for each in kinds}}.items())))
+        truth = moment.truth._replace(
+            spent=tuple(sorted({**spent, **{each: spent.get(each, 0) + 1 for each in kinds}}.items()))
+        )
         if step.who < 0:
-            rows, played = self._play(moment.rows, Memory(), _place_of(step, moment.desk), step, self._at_the_desk(step, moment))
+            rows, played = self._play(
+                moment.rows, Memory(), _place_of(step, moment.desk), step, self._at_the_desk(step, moment)
+            )
             after = moment._replace(rows=rows, desk=played.place, truth=truth)
         elif step.what == "sends":
             after = self._with(moment._replace(truth=truth), step, *self._sent(moment.processes[step.who], truth))

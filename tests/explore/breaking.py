@@ -1,7 +1,6 @@
 """A function of the product with one snippet of it replaced, for as long as a test runs: the tests are tested with it."""
 
 from __future__ import annotations
-
 import __future__
 
 import inspect

@@ -1,4 +1,4 @@
-"""Every order of steps from one moment, breadth first: equal moments are explored once, and what is found has the shortest trace."""
+"""Every order of steps from one moment, breadth first: equal moments are explored once, and what is found is shortest."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Explored:
         ends = ", and no further step leads to a new one" if self.whole else ""
         return (
             f"{self.scope}: explored {self.states:,} states, {self.transitions:,} transitions ({self.schedules:,} schedules) "
-            f"to depth {self.depth}{ends}: {len(self.violations)} violations; {self.played:,} transactions, {self.seconds:.1f} s"
+            f"to depth {self.depth}{ends}: {len(self.violations)} violations; "
+            f"{self.played:,} transactions, {self.seconds:.1f} s"
         )
 
 

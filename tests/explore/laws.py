@@ -9,6 +9,7 @@ from typing import Any
 from outbox.model import FINAL
 from tests.explore.moment import Moment, Named, Step
 
+
 def broken(before: Moment, was: Named, step: Step, after: Moment, now: Named) -> list[str]:
     """The laws that a step broke, in words."""
     return [
@@ -73,7 +74,9 @@ def _by_a_person(step: Step, before: Moment, old: Any, new: Any) -> bool:
     if step.who >= 0 or before.desk is None:
         return False
     act = before.desk.operation.split()[0]
-    return (act == "replays" and new["state"] == "pending") or (act == "cancels" and (old["state"], new["state"]) == ("dead", "cancelled"))
+    return (act == "replays" and new["state"] == "pending") or (
+        act == "cancels" and (old["state"], new["state"]) == ("dead", "cancelled")
+    )
 
 
 def _may_end(claim: tuple[str, int], before: Moment, step: Step, workers: Mapping[str, Any]) -> bool:
@@ -107,7 +110,8 @@ def _of_history(was: Named, now: Named, after: Moment) -> Iterator[str]:
         if old is None:
             new[row["message_id"]].append(row)
         elif (old["outcome"], old["delivery_id"]) != (row["outcome"], row["delivery_id"]):
-            yield f"I11: attempt {row['number']} of message {row['message_id']} ended as {old['outcome']}, then as {row['outcome']}"
+            which = f"attempt {row['number']} of message {row['message_id']}"
+            yield f"I11: {which} ended as {old['outcome']}, then as {row['outcome']}"
     yield from (f"I11: attempt {number} of message {message} is gone" for message, number in tries)
     before = {row["id"]: row for row in was["message"]}
     for row in now["message"]:
@@ -142,7 +146,9 @@ def _of_deliveries(now: Named, after: Moment) -> Iterator[str]:
     gone = {row["id"] for row in now["worker"] if row["gone"]}
     minds = {each.memory.identity: each for each in after.processes}
     written = {row["id"] for row in now["delivery"]}
-    yield from (f"I11: delivery {each} is in hand and nowhere written" for mind in minds.values() for each in mind.in_hand - written)
+    yield from (
+        f"I11: delivery {each} is in hand and nowhere written" for mind in minds.values() for each in mind.in_hand - written
+    )
     for row in now["delivery"]:
         number, worker = row["id"], row["worker"]
         if row["finished_at"] is not None:
@@ -152,9 +158,8 @@ def _of_deliveries(now: Named, after: Moment) -> Iterator[str]:
         if held[number] != row["messages"]:
             yield f"I6: delivery {number} is of {row['messages']} messages and has claimed {held[number]}"
         mind = minds.get(worker)
-        if mind is not None and worker not in gone:
-            if number in mind.memory.held and number not in mind.in_hand:
-                yield f"I15: delivery {number} is stranded: its worker believes that it has it, and nobody there minds it"
+        if mind is not None and worker not in gone and number in mind.memory.held and number not in mind.in_hand:
+            yield f"I15: delivery {number} is stranded: its worker believes that it has it, and nobody there minds it"
 
 
 def _of_streams(before: Moment, was: Named, step: Step, now: Named) -> Iterator[str]:

@@ -55,7 +55,10 @@ class Truth(NamedTuple):
     @property
     def evened(self) -> tuple[tuple[int, tuple[int, int]], ...]:
         """The copies without those that are explained."""
-        return tuple((each, (came - (less := max(0, min(came - 1, explained))), explained - less)) for each, (came, explained) in self.copies)
+        return tuple(
+            (each, (came - (less := max(0, min(came - 1, explained))), explained - less))
+            for each, (came, explained) in self.copies
+        )
 
     def spent_on(self, what: str) -> int:
         return dict(self.spent).get(what, 0)
@@ -144,7 +147,9 @@ class Order:
         for name, table in zip(TABLES, rows, strict=True):
             columns = self._columns[name]
             kept = [change.row(name, dict(zip(columns, row, strict=True))) for row in table]
-            changed.append(tuple(sorted((tuple(row[each] for each in columns) for row in kept if row), key=lambda row: row[:2])))
+            changed.append(
+                tuple(sorted((tuple(row[each] for each in columns) for row in kept if row), key=lambda row: row[:2]))
+            )
         return tuple(changed)
 
 

@@ -60,7 +60,9 @@ PEOPLE = Scope(
 STREAM = Scope(
     "two workers, two messages of a stream",
     stream,
-    frozenset(_DELIVERY | {"sends", "refused", "looks around", "rescues", "crashes", "cancels", "replays", "lets the stream go on"}),
+    frozenset(
+        _DELIVERY | {"sends", "refused", "looks around", "rescues", "crashes", "cancels", "replays", "lets the stream go on"}
+    ),
     {"replays": 1},
 )
 BATCH = Scope(

@@ -197,9 +197,7 @@ class Stage(Database):
         # Time stands still, which is as good as any that passes: whoever looks has seen nothing of the others for as long as he
         # waits, and whoever beats does so now.
         self.presence = Presence(self, ambient, gone_after=0.0)
-        self.dispatcher = Dispatcher(
-            self, outbox.spool_store, outbox.destinations, ambient, self, lambda: self.presence.id
-        )
+        self.dispatcher = Dispatcher(self, outbox.spool_store, outbox.destinations, ambient, self, lambda: self.presence.id)
         self.presence._beat_every = 0.0
         self.dispatcher.free_after = None
 
@@ -289,7 +287,8 @@ class Stage(Database):
     def named(self, rows: Rows) -> Mapping[str, list[dict[str, Any]]]:
         """The same with names."""
         return {
-            name: [dict(zip(self.columns[name], row, strict=True)) for row in rows[number]] for number, name in enumerate(TABLES)
+            name: [dict(zip(self.columns[name], row, strict=True)) for row in rows[number]]
+            for number, name in enumerate(TABLES)
         }
 
     @contextmanager
@@ -393,4 +392,3 @@ class Stage(Database):
             dispatcher._claiming,
             frozenset(dispatcher._untold),
         )
-

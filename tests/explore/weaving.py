@@ -79,6 +79,7 @@ class Strand:
         self.result: Any = None
         self.over = True
         self.blocked = False
+        self.done = Touch("")  #: what the last one turned out to be
         self.empty: frozenset[str] = frozenset()  #: tables that are empty and stay so
         self.wrote = Touch("COMMIT")  #: what its transaction has written or locked so far
         self.transaction = ""  #: how it began, on SQLite
@@ -100,14 +101,22 @@ class Strand:
         def before(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
             touch = Touch.of(statement, self.empty)
             self._stop_before(touch)
+            self.done = touch
             if statement.startswith("BEGIN"):
                 self.transaction = statement
-            else:
-                self.wrote = self.wrote._replace(writes=self.wrote.writes | touch.writes, adds=self.wrote.adds | touch.adds)
+
+        @sa.event.listens_for(engine, "after_cursor_execute")
+        def after(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+            if cursor.rowcount == 0:  # so nothing was locked
+                self.done = self.done._replace(asks=self.done.asks | self.done.writes, writes=frozenset())
+            elif not statement.startswith("BEGIN"):
+                done, wrote = self.done, self.wrote
+                self.wrote = wrote._replace(writes=wrote.writes | done.writes, adds=wrote.adds | done.adds)
 
         @sa.event.listens_for(engine, "commit")
         def before_commit(_connection: Any) -> None:
             self._stop_before(self.wrote)
+            self.done = self.wrote
             self.wrote, self.transaction = Touch("COMMIT"), ""
 
         @sa.event.listens_for(engine, "rollback")
@@ -199,11 +208,7 @@ class _Node:
     chosen: int
     asleep: set[int]  #: who need not go first here: that was taken, or makes no difference
     wanted: set[int] = field(default_factory=set)  #: who shall
-
-    @property
-    def touch(self) -> Touch:
-        """What is done here."""
-        return self.may[self.chosen]
+    touch: Touch = field(default_factory=lambda: Touch(""))  #: what was done here
 
 
 class Weaver:
@@ -280,10 +285,11 @@ class Weaver:
             node = path[depth]
             assert node.may.keys() == may.keys(), "the same order came to another place"
             depth += 1
-            touch = node.touch
+            touch = may[node.chosen]
             told.append(f"  {self.strands[node.chosen].name} {' '.join(touch.words.split())[:110]}")
             woven.statements += 1
             self._step(node.chosen, woven)
+            node.touch = touch if self.strands[node.chosen].blocked else self.strands[node.chosen].done
             asleep = {each for each in node.asleep if each in may and not touch.minds(may[each])}
         stuck = [each for each in self.strands if not each.over]
         self._finish()

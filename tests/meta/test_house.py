@@ -19,6 +19,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.merge
 def test_the_rings_hold() -> None:
     linted = run(Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo")
 
@@ -62,6 +63,7 @@ def test_import_outbox_is_light() -> None:
     assert HEAVY & set(imported.stdout.split()) == set()
 
 
+@pytest.mark.merge
 def test_every_module_can_be_imported_first() -> None:
     """An import cycle shows only from one of its ends, so each module is tried with none of the others loaded."""
     script = """

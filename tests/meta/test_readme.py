@@ -9,6 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from outbox import settings
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,7 @@ def test_the_python_blocks_are_one_program_that_runs(tmp_path: Path):
     assert (0, "") == (run.returncode, run.stderr)
 
 
+@pytest.mark.merge
 def test_the_terminal_blocks_run_as_they_stand(tmp_path: Path):
     script = blocks("sh")[1].replace("8765", str(free_port()))
     script = script.replace(

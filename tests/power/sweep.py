@@ -19,8 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from outbox import Outbox, Policy, migrate
-from outbox.database import Database
+from outbox import Outbox, Policy
 from outbox.testing import Received, Receiver
 from tests import ledger
 from tests.factories import enos, real_clock
@@ -30,7 +29,6 @@ from tests.power.points import Points
 from tests.power.successor import promises, settle
 from tests.warm import WarmPopen
 
-UPGRADE = "upgrade"
 ROOT = Path(__file__).parents[2]
 #: Seconds that one operation may take; longer, and something stands still.
 _PATIENCE = 60
@@ -63,12 +61,6 @@ class Forks:
         """Fork one that does as asked; its process id. One that is asked to wait has prepared everything by then."""
         self._say(asked)
         return int(self._hear()["pid"])
-
-    def upgrade(self, url: str, kill_at: int = 0) -> Ended:
-        """A database is brought to the newest schema, and the process killed meanwhile."""
-        asked = {"operation": UPGRADE, "database": url, "spool": "/nowhere", "kill_at": kill_at, "waits": False}
-        self.start(asked)
-        return self.end()
 
     def go_on(self) -> None:
         """Let one go on that was asked to wait."""
@@ -257,7 +249,7 @@ def _be_one(asked: Mapping[str, Any], telling: int, going: int) -> None:
 
 
 def _act(asked: Mapping[str, Any], points: Points, tell: Any, going: int) -> None:
-    steps = _upgrade(asked) if asked["operation"] == UPGRADE else OPERATIONS[asked["operation"]].steps(Bench(asked))
+    steps = OPERATIONS[asked["operation"]].steps(Bench(asked))
     next(steps)
     if asked["waits"]:
         _let_be_traced()
@@ -268,14 +260,6 @@ def _act(asked: Mapping[str, Any], points: Points, tell: Any, going: int) -> Non
     for _ in steps:
         pass
     points.disarm()
-
-
-def _upgrade(asked: Mapping[str, Any]) -> Iterator[None]:
-    database = Database(asked["database"])
-    import alembic.command  # noqa: F401 (it is not what takes the time here)
-
-    yield
-    migrate.upgrade(database)
 
 
 def _let_be_traced() -> None:

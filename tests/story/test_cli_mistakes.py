@@ -34,6 +34,8 @@ UNTIL_WHOLE = (
     "nothing moves until a whole one is there again: a worker that runs ends, and none can be started; see: outbox doctor"
 )
 
+pytestmark = pytest.mark.merge
+
 
 class Shell:
     """A folder with settings and a database, and the `outbox` command in it."""

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from alembic import command
 
-from outbox import Outbox, migrate
-from outbox.database import Database
 from outbox.testing import Receiver
-from tests import ledger
 from tests.conftest import missing
-from tests.factories import an_outbox, enos, in_full, real_clock
-from tests.postgres import create_database, drop_database
+from tests.factories import in_full
 from tests.power import Unavailable, tracing
 from tests.power.operations import OPERATIONS
-from tests.power.successor import settle
 from tests.power.sweep import Forks, Sweep, forks
-from tests.power.workloads import insert_into_the_first_schema
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks up descriptors in /proc")
 
 #: Of these each system call is tried: one that commits for a producer, one that commits for a worker, and what it sends.
 TRACED = ("enqueue a file", "deliver")
-FIRST_SCHEMA = "outbox_0001"
 
 
 @pytest.fixture(scope="session", name="forks")
@@ -130,87 +120,3 @@ def test_a_process_that_is_killed_at_a_sync_or_a_rename_is_made_good(sqlite_swee
     """Those that its promises hang on."""
     for call in ("fsync", "rename", "fdatasync"):
         kill_at_call(sqlite_sweep, "enqueue a file", call, 1)
-
-
-# Upgrades
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], name="database_before")
-def any_database_before(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database without any schema."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'before.db'}"
-        return
-    url = create_database(request.getfixturevalue("postgres_server_url"))
-    yield url
-    drop_database(url)
-
-
-def at_first_schema(outbox: Outbox) -> dict[str, dict[str, str]]:
-    """Bring a database to the first schema there was, with messages; what was promised of them."""
-    with outbox.database.begin() as connection:
-        config = migrate._config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, FIRST_SCHEMA)
-    outbox.spool_store.prepare()
-    contents = {f"m{number}": bytes([number]) * 1000 for number in range(5)}
-    for key, content in contents.items():
-        insert_into_the_first_schema(outbox, key, content)
-    return {key: {"photo": hashlib.sha256(content).hexdigest()} for key, content in contents.items()}
-
-
-def rows_of(database: Database) -> dict[str, list[str]]:
-    """Every row of every table of ours."""
-    with database.read() as connection:
-        names = [name for name in sa.inspect(connection).get_table_names() if name.startswith("outbox_")]
-        return {name: sorted(map(repr, connection.execute(sa.text(f"SELECT * FROM {name}")))) for name in names}
-
-
-def kill_upgrade(outbox: Outbox, forks: Forks, at: int) -> str:
-    """Kill an upgrade, of which nothing is there then, unless it had come to its end; the point, or nothing at its end."""
-    before = rows_of(outbox.database)
-    outbox.close()
-    ended = forks.upgrade(outbox.database._url.render_as_string(hide_password=False), at)
-    assert ended.killed or ended.status == 0, f"the upgrade ended with {ended.status}: {ended.said}"
-    if not ended.killed or ended.killed_at == "the end":
-        return ""
-    assert before == rows_of(outbox.database), f"killed at point {at} ({ended.killed_at})"
-    return ended.killed_at
-
-
-def kill_upgrades(url: str, folder: Path, receiver: Receiver, forks: Forks, step: Callable[[], int], *, backlog: bool) -> None:
-    """Kill an upgrade at one point after the other, until it comes to its end; then whatever there was is delivered."""
-    clock = real_clock()
-    outbox = an_outbox(url, folder / "spool", enos(receiver.url), ambient=clock.ambient)
-    outbox.database.create()
-    promised = at_first_schema(outbox) if backlog else {}
-
-    at, struck = 1, Counter[str]()
-    while point := kill_upgrade(outbox, forks, at):
-        struck[point] += 1
-        at += step()
-
-    print(f"killed at {struck.total()} points, the last of them {at - 1}: {dict(struck)}")
-    assert struck
-    migrate.require_current(outbox.database)
-    settle(outbox, clock)
-    ledger.check(outbox.database, receiver.requests, promised)
-    outbox.close()
-
-
-@pytest.mark.merge
-@pytest.mark.parametrize("backlog", [True, False], ids=["with a backlog", "from nothing"])
-def test_an_upgrade_that_is_killed_at_any_statement_can_be_begun_again(
-    database_before: str, tmp_path: Path, receiver: Receiver, forks: Forks, backlog: bool
-) -> None:
-    """At each; on Postgres, where there are twice as many and each takes longer, in brief at every fourth."""
-    step = 1 if database_before.startswith("sqlite") else in_full(1, 4)
-    kill_upgrades(database_before, tmp_path, receiver, forks, lambda: step, backlog=backlog)
-
-
-def test_an_upgrade_that_is_killed_at_some_statement_can_be_begun_again(
-    tmp_path: Path, receiver: Receiver, forks: Forks
-) -> None:
-    chance = dice()
-    url = f"sqlite:///{tmp_path / 'before.db'}"
-    kill_upgrades(url, tmp_path, receiver, forks, lambda: chance.randint(5, 15), backlog=True)

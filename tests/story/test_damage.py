@@ -513,6 +513,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
                 yield f"{table}.{name}: {old[name]!r} became {new.get(name)!r}"
 
 
+@pytest.mark.merge
 @pytest.mark.slow
 def test_every_bit_that_flips_in_the_database_is_found_or_refused_or_changes_nothing(sound: Sound, tmp_path: Path) -> None:
     raw, before = sound.database.read_bytes(), contents(sound.database)

@@ -29,6 +29,7 @@ def place_for_large(sqlite_url: str, tmp_path: Path) -> Iterator[Place]:
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
+@pytest.mark.merge
 def test_a_file_larger_than_memory_should_be_goes_through_little_memory(place_for_large: Place, tmp_path: Path) -> None:
     place = place_for_large
     source = tmp_path / "source.bin"

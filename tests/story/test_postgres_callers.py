@@ -125,13 +125,14 @@ class Crowd:
     def produce(self, name: str) -> None:
         dice, engine = random.Random(f"{self.seed}{name}"), caller_engine(self.place.url)
         while self.go_on():
-            # In one order: two callers that lock two streams the other way round would wait for each other.
-            wanted = sorted(dice.choices((None, *self.KEYS), k=dice.randint(1, 4)), key=str)
+            # In one order: two callers that lock two streams, or make two shares, the other way round would wait in a circle.
+            chosen = ((dice.choice((None, *self.KEYS)), dice.random() < 0.5) for _ in range(dice.randint(1, 4)))
+            wanted = sorted(chosen, key=str)
             with self.noting(), engine.begin() as connection:
-                for number, each in enumerate(wanted):
+                for number, (ordering_key, ordered) in enumerate(wanted):
                     files = {"photo": dice.choice(self.shared)} if dice.random() < 0.4 else {}
                     key = f"{name}-{self.left}-{number}"
-                    where = {"ordering_key": each, "ordered": dice.random() < 0.5} if each else {}
+                    where = {"ordering_key": ordering_key, "ordered": ordered} if ordering_key else {}
                     with contextlib.suppress(SpoolError):  # it was freed: nobody had it for a while
                         self.outbox.enqueue(connection, "enos", event(key, *files), key=key, files=files, **where)
         engine.dispose()

@@ -122,7 +122,7 @@ def behaves(behaviour: Behaviour) -> Any:
 @pytest.mark.parametrize(
     "begin",
     [
-        pytest.param(reads_slowly, id="reads a byte a second"),
+        pytest.param(reads_slowly, id="reads a byte a second", marks=pytest.mark.long),
         pytest.param(behaves(Silence()), id="never answers"),
         pytest.param(behaves(Hold()), id="holds its answers back", marks=pytest.mark.long),
         pytest.param(behaves(Drip(5.0)), id="drips", marks=pytest.mark.long),

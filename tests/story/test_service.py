@@ -391,6 +391,7 @@ def test_the_pages_answer_while_nobody_can_read_sqlite(sqlite_place: Place) -> N
         and_comes_back(running, sqlite_place, outbox)
 
 
+@pytest.mark.merge
 def test_the_pages_answer_while_somebody_has_sqlite_to_himself(sqlite_place: Place) -> None:
     with served(sqlite_place.outbox()) as running:
         raw = sqlite_place.engine.raw_connection()
@@ -750,6 +751,7 @@ print(sorted(name for name in sys.modules if name.split(".")[0] in ("opentelemet
 """
 
 
+@pytest.mark.merge
 def test_who_asks_for_neither_metrics_nor_traces_imports_neither(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 

@@ -43,7 +43,9 @@ def door(receiver: Receiver, authority: Authority) -> Iterator[Server]:
     door.close()
 
 
-@pytest.mark.parametrize("guarded", [False, True], ids=["no token", "with a token"])
+@pytest.mark.parametrize(
+    "guarded", [pytest.param(False, id="no token"), pytest.param(True, id="with a token", marks=pytest.mark.long)]
+)
 def test_servers_that_must_be_refused_cost_nothing_and_hear_nothing(
     place: Place, door: Server, authority: Authority, guarded: bool
 ) -> None:

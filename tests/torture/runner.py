@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -58,6 +59,8 @@ class Running:
     @property
     def over(self) -> bool:
         if self._popen.poll() is None and time.monotonic() > self.ends + ENDS_WITHIN:
+            self._popen.send_signal(signal.SIGUSR1)
+            time.sleep(0.5)
             self._popen.kill()  # its victims go with it
         return self._popen.poll() is not None and not self._reader.is_alive()
 
@@ -222,6 +225,7 @@ def begin_lane(lane: Lane, folder: Path, seed: int, target: int, seconds: float)
         wire.write(news.as_json() + "\n")
         wire.flush()
 
+    faulthandler.register(signal.SIGUSR1)  # where it stands, before it is killed for standing there for too long
     course = Course(lane.key, folder, seed, lane.what, target, seconds, tell)
 
     def stop(*_: object) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import itertools
 import json
 import logging
@@ -234,6 +235,7 @@ def operate(story: Story) -> None:
 PROGRAMS = {each.__name__: each for each in (work, produce, operate)}
 
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR1)  # where it stands, for whoever wonders
     # Nobody must go on when whoever would kill us has been killed.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     logging.basicConfig(format="%(asctime)s %(threadName)s %(name)s %(message)s")
