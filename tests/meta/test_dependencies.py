@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 #: What may be there, and is asked for with a sentence where it is not.
-EXTRAS = [need for name, needs in PROJECT["optional-dependencies"].items() if name != "dev" for need in needs]
+EXTRAS = [need for name, needs in PROJECT["optional-dependencies"].items() if name not in ("dev", "mutation") for need in needs]
 #: Which distributions a top-level name may come from: looked up once, since every one that is installed is read for it.
 PROVIDED_BY = packages_distributions()
 

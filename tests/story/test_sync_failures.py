@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import os
 import random
@@ -57,8 +58,9 @@ def seed() -> int:
 
 
 @pytest.fixture(scope="module")
-def failed_syncs(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Recordings:
-    return record(tmp_path_factory.mktemp("recording"), seed, SYNCS, SYNCS)
+def failed_syncs(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Callable[[], Recordings]:
+    """Recorded once for the tests of this file, by the first that asks."""
+    return functools.cache(lambda: record(tmp_path_factory.mktemp("recording"), seed, SYNCS, SYNCS))
 
 
 def end_of(recording: Recordings, scene: str) -> Replay:
@@ -95,19 +97,19 @@ def whatever_is_left(recording: Recordings, receiver: Receiver, folder: Path, se
     assert [] == examiner.report.faults
 
 
-def test_what_failed_to_be_synced_is_never_acknowledged(failed_syncs: Recordings) -> None:
-    never_acknowledged(failed_syncs)
+def test_what_failed_to_be_synced_is_never_acknowledged(failed_syncs: Callable[[], Recordings]) -> None:
+    never_acknowledged(failed_syncs())
 
 
-def test_what_a_worker_failed_to_commit_is_sent_once_all_the_same(failed_syncs: Recordings) -> None:
-    delivered_once(failed_syncs)
+def test_what_a_worker_failed_to_commit_is_sent_once_all_the_same(failed_syncs: Callable[[], Recordings]) -> None:
+    delivered_once(failed_syncs())
 
 
-def test_a_spooled_file_whose_sync_failed_is_not_synced_again(failed_syncs: Recordings) -> None:
+def test_a_spooled_file_whose_sync_failed_is_not_synced_again(failed_syncs: Callable[[], Recordings]) -> None:
     """The kernel may have dropped what it could not write, and say yes the next time."""
     names: dict[int, str] = {}
     failed: list[str] = []
-    for each in failed_syncs.scenes["producer"]:
+    for each in failed_syncs().scenes["producer"]:
         if each.what is What.OPENED and not each.folder:
             names[each.inode] = each.path
         if each.what in (What.SYNCED, What.SYNC_FAILED) and names.get(each.inode, "").startswith("/spool/"):
@@ -117,10 +119,10 @@ def test_a_spooled_file_whose_sync_failed_is_not_synced_again(failed_syncs: Reco
 
 
 def test_nothing_is_lost_in_a_power_cut_after_a_sync_that_failed(
-    failed_syncs: Recordings, receiver: Receiver, tmp_path: Path, seed: int
+    failed_syncs: Callable[[], Recordings], receiver: Receiver, tmp_path: Path, seed: int
 ) -> None:
     """What such a sync should have written is never safe: not by the next sync either, the database's included."""
-    whatever_is_left(failed_syncs, receiver, tmp_path, seed, states=120)
+    whatever_is_left(failed_syncs(), receiver, tmp_path, seed, states=120)
 
 
 @pytest.mark.merge

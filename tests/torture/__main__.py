@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=IN_FULL, help="how long; useful from 15 upwards [%(default)g]")
     kinds = ", ".join(dict.fromkeys(lane.kind for lane in LANES.values()))
     parser.add_argument("--only", help=f"these kinds of lanes, with commas between them: {kinds}")
-    parser.add_argument("--database", choices=list(NAMES), help="on this database alone")
+    parser.add_argument("--database", choices=[*NAMES, "none"], help="on this database alone")
     given = os.environ.get("OUTBOX_TEST_SEED")
     parser.add_argument("--seed", type=int, default=int(given) if given else None, help="[OUTBOX_TEST_SEED, or any]")
     parser.add_argument("--folder", type=Path, help="for everything that is made [a temporary one]")

@@ -6,8 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from tests import power
+from tests.explore.scopes import deep
+from tests.power.report import Report
+from tests.security.fuzz import fuzz
 from tests.torture import crowd, kills, pauses
 from tests.torture.course import Course
 from tests.torture.postgres_kills import database_kills
@@ -17,6 +21,8 @@ IN_FULL = 30.0
 NAMES = {"sqlite": "SQLite", "postgres": "Postgres"}
 #: Of what has a ledger of its own, so much between two looks at it.
 STATES, CUTS, DATABASE_KILLS = 1000, 20, 40
+#: Seconds of what only takes time.
+PART = 50.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Lane:
     database: str
     what: str  #: the count that the target is for
     told: str  #: in the table
-    target: int  #: in half an hour
+    target: int  #: in half an hour; 0 is as many as there is time for
     seconds: float  #: what it takes, about: its part of the time
     run: Callable[[Course], None]
 
@@ -58,6 +64,28 @@ def _database_kills(course: Course) -> None:
         course.borrowed(lambda folder, seed, many=many: database_kills(folder, seed, count=many, seconds=course.left), "server")
 
 
+def _explorer(course: Course) -> None:
+    def explored(folder: Path, seed: int) -> Report:
+        report = Report(seed)
+        for each in deep(min(PART, course.left)):
+            report.counts.update({"states explored": each.states, "orders of steps that they stand for": each.schedules})
+            report.faults += [str(found) for found in each.violations]
+        return report
+
+    while course.goes_on:
+        course.borrowed(explored, "odd")
+
+
+def _fuzz(course: Course) -> None:
+    def fuzzed(folder: Path, seed: int) -> Report:
+        report = Report(seed)
+        report.counts["cases"] = sum(fuzz(min(PART, course.left), seed).values())
+        return report
+
+    while course.goes_on:
+        course.borrowed(fuzzed, "odd")
+
+
 def _lanes() -> list[Lane]:
     every = []
     for database, name in NAMES.items():
@@ -71,6 +99,8 @@ def _lanes() -> list[Lane]:
         *every,
         Lane("database-kills", "postgres", "database kills", "kills of the database, Postgres", 200, 400.0, _database_kills),
         Lane("crash-states", "sqlite", "states", "crash states replayed, SQLite", 5000, 250.0, _crash_states),
+        Lane("explorer", "sqlite", "states explored", "states of two workers explored, SQLite", 0, 100.0, _explorer),
+        Lane("fuzz", "none", "cases", "cases of what others may write, at random", 0, 60.0, _fuzz),
         Lane("cuts", "sqlite", "cuts", "real power cuts on ext4, SQLite", 100, 80.0, _cuts),
     ]
 

@@ -115,7 +115,7 @@ class Runner:
             while len(self._running) < TOGETHER and not self.interrupted:
                 if todo:
                     lane = todo.pop(0)
-                    self._start(lane, self._share(lane, todo), self._missing(lane))
+                    self._start(lane, self._share(lane, todo), self._missing(lane) if lane.target else ENDLESS)
                 elif (again := self._again()) is not None:
                     self._start(again, self._left, self._missing(again))
                 elif self._left > SHORTEST and (extra := self._idle(more)) is not None:
@@ -191,7 +191,7 @@ class Runner:
                 else 0
             )
         passed = time.monotonic() - self._began
-        head = f"{passed // 60:3.0f}:{passed % 60:02.0f}  {news.lane:24}"
+        head = f"{int(passed) // 60:3}:{int(passed) % 60:02}  {news.lane:24}"
         if news.missing:
             self.say(f"{head} not possible here: {news.missing}")
             return

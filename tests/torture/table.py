@@ -50,6 +50,7 @@ COUNTED = (
     "paused in a transaction",
     "declared gone in a pause",
     "transactions in a crowd",
+    "orders of steps that they stand for",
 )
 
 
@@ -81,6 +82,8 @@ def rows(news: Iterable[News], lanes: Sequence[Lane], minutes: float, *, all_too
 
 def _goal(lane: Lane, news: Sequence[News], minutes: float, all_tools: bool) -> Row:
     done, asked = sum(each.counts.get(lane.what, 0) for each in news), lane.asked(minutes)
+    if not asked:
+        return Row(lane.told, f"{done:,}")
     if missing := next((each.missing for each in news if each.missing), None):
         return Row(lane.told, f"not possible here: {missing}", f"at least {asked:,}", kept=not all_tools)
     return Row(lane.told, f"{done:,}", f"at least {asked:,}", kept=done >= asked)
