@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from tests.power.report import Unavailable
@@ -17,19 +14,21 @@ SOURCE = Path(__file__).with_name("recorder.c")
 FLAGS = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
 
 
-@functools.cache
-def recorder() -> Path:
-    """The library to preload, which is there as long as this process; raises Unavailable where it cannot be built."""
+def recorder(folder: Path) -> Path:
+    """The library to preload, built in that folder unless it is there; raises Unavailable where it cannot be built."""
     if sys.platform != "linux":
         raise Unavailable("not Linux: file operations are recorded with LD_PRELOAD")
+    library = folder / "recorder.so"
+    if library.exists():
+        return library
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise Unavailable("no C compiler: the recorder of file operations cannot be built")
-    folder = Path(tempfile.mkdtemp(prefix="outbox-power-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    library = folder / "recorder.so"
-    command = [compiler, *FLAGS, "-o", str(library), str(SOURCE), "-ldl", "-lpthread"]
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"recorder-{os.getpid()}.so"
+    command = [compiler, *FLAGS, "-o", str(unfinished), str(SOURCE), "-ldl", "-lpthread"]
     built = subprocess.run(command, capture_output=True, text=True)
     if built.returncode:
         raise Unavailable(f"the recorder of file operations cannot be built: {built.stderr or built.stdout}")
+    unfinished.replace(library)
     return library

@@ -66,9 +66,9 @@ def read(log: Path) -> Iterator[Operation]:
 def record(root: Path, log: Path, program: str, story: Mapping[str, Any]) -> list[Operation]:
     """Run a program of tests/power/workloads.py and return every file operation of its below `root`, which is empty or new.
 
-    Raises Unavailable where that cannot be done.
+    The recorder is built beside it. Raises Unavailable where that cannot be done.
     """
-    library = recorder()
+    library = recorder(root.parent.parent / "built")
     root.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     environment = os.environ | {

@@ -49,7 +49,7 @@ class Recordings:
 
 
 def recordings(folder: Path, seed: int, scenes: Mapping[str, Any] = SCENES) -> Recordings:
-    """Play the scenes below `folder`. Raises Unavailable where that cannot be recorded."""
+    """Play the scenes in `folder`, beside which the recorder is built. Raises Unavailable where that cannot be done."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     books = folder / "books"
@@ -165,4 +165,5 @@ def crash_states(folder: Path, count: int, seed: int) -> Report:
             examiner.examine(found, part=min(1.0, wanted / found.operations / 2), some=2, most=counts["states"] + wanted)
             number += 1
     shutil.rmtree(folder / "recording", ignore_errors=True)
+    shutil.rmtree(folder / "built", ignore_errors=True)
     return examiner.report

@@ -208,9 +208,9 @@ open("/dev/null", "w").write("not ours")
 
 
 @pytest.fixture
-def library() -> Path:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
-        return recorder()
+        return recorder(tmp_path_factory.getbasetemp() / "built")
     except Unavailable as error:
         missing(str(error))
 
