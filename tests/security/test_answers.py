@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import random
@@ -33,6 +34,8 @@ from tests.security.plain import plainly_says_yes
 #: What an answer may cost at most, whatever it is.
 MEMORY = 8 * MIB
 DEADLINE = 0.5
+#: Seconds that a busy machine may take beyond it; without a deadline each of these would take ten at least.
+LENIENT = 4
 
 
 def send(transport: RequestsTransport, url: str, deadline: float = 20.0, connect: float = 5.0) -> Answer:
@@ -59,15 +62,14 @@ SPACES = b" " * (1 << 16)
 JUNK = random.Random(1).randbytes(1 << 16)
 
 
-def deflated(size: int, wbits: int) -> bytes:
-    """So many zeros, packed."""
+@functools.cache
+def zeros(wbits: int = 31, more: int = 0) -> bytes:
+    """So many zeros that they would be noticed, packed; and that once more, and again."""
     packer = zlib.compressobj(9, zlib.DEFLATED, wbits)
-    return b"".join(packer.compress(bytes(MIB)) for _ in range(size // MIB)) + packer.flush()
+    packed_once = b"".join(packer.compress(bytes(MIB)) for _ in range(32)) + packer.flush()
+    return functools.reduce(lambda packed, _: gzip.compress(packed), range(more), packed_once)
 
 
-GZIPPED, ZLIBBED, RAW = (deflated(64 * MIB, wbits) for wbits in (31, 15, -15))
-LAYERED = gzip.compress(gzip.compress(GZIPPED))
-SIX = gzip.compress(gzip.compress(gzip.compress(LAYERED)))
 #: A frame that declares a terabyte: a magic number, a descriptor, a size, and blocks that repeat one byte 128 KiB long.
 ZSTD = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 40) + (b"\x02\x00\x10" + b"\x00") * 2000
 #: A window of 16 MiB and a meta-block that says it holds as much; the rest is noise.
@@ -79,38 +81,36 @@ def packed(encoding: str, body: bytes) -> Callable[[socket.socket, bytearray], N
     return endlessly(head + body, b"", 0)
 
 
-FLOODS: dict[str, Callable[[socket.socket, bytearray], None]] = {
-    "without an end": endlessly(OK + b"\r\n", SPACES),
-    "a gigabyte": endlessly(OK + b"Content-Length: 1073741824\r\n\r\n", SPACES, 1 << 14),
-    "ten thousand headers": endlessly(OK, b"X-Header: value\r\n" * 10_000, 1),
-    "large headers": endlessly(OK, b"".join(b"X-%d: %s\r\n" % (number, b"v" * 60_000) for number in range(99)), 1),
-    "a header without an end": endlessly(OK + b"X: ", SPACES),
-    "a status without an end": endlessly(b"HTTP/1.1 200 ", SPACES),
-    "chunks": endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + SPACES + b"\r\n"),
-    "one enormous chunk": endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\nffffffffffff\r\n", SPACES),
-    "a chunk's size without an end": endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0" * (1 << 16)),
-    "an extension without an end": endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\n1;x=", SPACES),
-    "trailers": endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"X-Trailer: value\r\n" * 5000),
-    "gzip": packed("gzip", GZIPPED),
-    "x-gzip": packed("X-GZip ", GZIPPED),
-    "deflate": packed("deflate", ZLIBBED),
-    "raw deflate": packed("deflate", RAW),
-    "three layers": packed("gzip, gzip, gzip", LAYERED),
-    "six layers": packed("gzip, gzip, gzip, gzip, gzip, gzip", SIX),
-    "a hundred layers": packed(", ".join(["gzip"] * 100), SIX),
-    "zstd": packed("zstd", ZSTD),
-    "brotli": packed("br", BROTLI),
-    "an unknown packing": endlessly(OK + b"Content-Encoding: lzma\r\n\r\n", SPACES),
-    "gzip members without an end": endlessly(OK + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(bytes(MIB))),
-    "empty gzip members without an end": endlessly(OK + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"") * 3000),
+FLOODS: dict[str, Callable[[], Callable[[socket.socket, bytearray], None]]] = {
+    "without an end": lambda: endlessly(OK + b"\r\n", SPACES),
+    "a gigabyte": lambda: endlessly(OK + b"Content-Length: 1073741824\r\n\r\n", SPACES, 1 << 14),
+    "ten thousand headers": lambda: endlessly(OK, b"X-Header: value\r\n" * 10_000, 1),
+    "large headers": lambda: endlessly(OK, b"".join(b"X-%d: %s\r\n" % (number, b"v" * 60_000) for number in range(99)), 1),
+    "a header without an end": lambda: endlessly(OK + b"X: ", SPACES),
+    "a status without an end": lambda: endlessly(b"HTTP/1.1 200 ", SPACES),
+    "chunks": lambda: endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + SPACES + b"\r\n"),
+    "one enormous chunk": lambda: endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\nffffffffffff\r\n", SPACES),
+    "a chunk's size without an end": lambda: endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0" * (1 << 16)),
+    "an extension without an end": lambda: endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\n1;x=", SPACES),
+    "trailers": lambda: endlessly(OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"X-Trailer: value\r\n" * 5000),
+    "gzip": lambda: packed("gzip", zeros()),
+    "x-gzip": lambda: packed("X-GZip ", zeros()),
+    "deflate": lambda: packed("deflate", zeros(15)),
+    "raw deflate": lambda: packed("deflate", zeros(-15)),
+    "three layers": lambda: packed("gzip, gzip, gzip", zeros(more=2)),
+    "six layers": lambda: packed("gzip, gzip, gzip, gzip, gzip, gzip", zeros(more=5)),
+    "a hundred layers": lambda: packed(", ".join(["gzip"] * 100), zeros(more=5)),
+    "zstd": lambda: packed("zstd", ZSTD),
+    "brotli": lambda: packed("br", BROTLI),
+    "an unknown packing": lambda: endlessly(OK + b"Content-Encoding: lzma\r\n\r\n", SPACES),
+    "gzip members without an end": lambda: endlessly(OK + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(bytes(MIB))),
+    "empty gzip members without an end": lambda: endlessly(OK + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"") * 3000),
 }
 
 
-@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
-def test_no_answer_costs_much_memory_or_more_than_its_deadline(
-    transport: RequestsTransport, flood: Callable[[socket.socket, bytearray], None]
-) -> None:
-    with Ear(flood) as ear:
+@pytest.mark.parametrize("flood", FLOODS)
+def test_no_answer_costs_much_memory_or_more_than_its_deadline(transport: RequestsTransport, flood: str) -> None:
+    with Ear(FLOODS[flood]()) as ear:
         tracemalloc.start()
         began = time.monotonic()
         try:
@@ -122,7 +122,7 @@ def test_no_answer_costs_much_memory_or_more_than_its_deadline(
         tracemalloc.stop()
 
     assert peak < MEMORY
-    assert took < DEADLINE + 1
+    assert took < DEADLINE + LENIENT
     assert len(answer.body) <= ANSWER_LIMIT
     assert payload.believed(answer.body) is None
 
@@ -170,7 +170,7 @@ def test_a_resolver_that_is_silent_is_given_up_at_the_deadline(
         with pytest.raises(NotSent, match="not finished within its deadline"):
             send(transport, "http://integration.invalid/", deadline=DEADLINE)
 
-    assert took(ask) < DEADLINE + 1
+    assert took(ask) < DEADLINE + LENIENT
 
 
 def test_a_cut_does_not_wait_for_a_resolver(transport: RequestsTransport, silent_resolver: threading.Event) -> None:
@@ -205,7 +205,7 @@ def test_a_host_of_many_addresses_that_swallow_everything_has_one_deadline(
     """Each address may take the time to connect; all of them together must not."""
 
     def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))] * 50
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))] * 200
 
     def swallow(self: socket.socket, _place: Any) -> None:
         pause = threading.Event()
@@ -219,7 +219,7 @@ def test_a_host_of_many_addresses_that_swallow_everything_has_one_deadline(
         with pytest.raises(NotSent, match="not finished within its deadline"):
             send(transport, "http://integration.invalid:9/", deadline=DEADLINE, connect=0.1)
 
-    assert took(ask) < DEADLINE + 1
+    assert took(ask) < DEADLINE + LENIENT
 
 
 # S13: what stands in it.

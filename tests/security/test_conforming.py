@@ -210,5 +210,5 @@ def test_whatever_is_offered_is_refused_without_a_trace_or_arrives_word_for_word
 
 
 @pytest.mark.merge
-def test_of_five_hundred_offers_each_is_refused_without_a_trace_or_arrives(place: Place, dice: random.Random) -> None:
-    check(place, dice, 500)
+def test_of_three_hundred_offers_each_is_refused_without_a_trace_or_arrives(place: Place, dice: random.Random) -> None:
+    check(place, dice, 300)

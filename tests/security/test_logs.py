@@ -163,6 +163,7 @@ def test_what_is_delivered_is_in_no_log_line_whatever_becomes_of_it(
             assert told <= ({"value", "name"} if how in ("encode", "judge") else set())
 
 
+@pytest.mark.merge
 def test_a_worker_that_talks_about_everything_does_not_talk_about_that(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     outbox = place.outbox()

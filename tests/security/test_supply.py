@@ -6,6 +6,7 @@ What the wheel holds is in tests/meta/test_wheel.py, what is imported and not de
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -25,12 +26,15 @@ from tests.story.conftest import Place
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-#: Every node of every file of ours.
-SOURCES = {
-    path.relative_to(ROOT): list(ast.walk(ast.parse(path.read_text("utf-8"))))
-    for path in sorted((ROOT / "outbox").rglob("*.py"))
-}
 Nodes = list[ast.AST]
+
+
+@functools.cache
+def sources() -> dict[Path, Nodes]:
+    """Every node of every file of ours."""
+    files = sorted((ROOT / "outbox").rglob("*.py"))
+    return {path.relative_to(ROOT): list(ast.walk(ast.parse(path.read_text("utf-8")))) for path in files}
+
 
 #: Modules that make code or objects out of bytes, and those that run other programs.
 MAKERS = {
@@ -64,7 +68,7 @@ def called(nodes: Nodes) -> Iterator[tuple[str, ast.Call]]:
     """What is called, by the last part of its name."""
     for node in nodes:
         if isinstance(node, ast.Call):
-            yield ast.unparse(node.func).rpartition(".")[2], node
+            yield getattr(node.func, "id", getattr(node.func, "attr", "")), node
 
 
 def names(nodes: Nodes) -> Iterator[str]:
@@ -80,16 +84,16 @@ def names(nodes: Nodes) -> Iterator[str]:
 
 def test_nothing_makes_code_or_objects_out_of_what_is_kept() -> None:
     wanted = MAKERS | RUNNERS
-    makers = {(str(path), name) for path, nodes in SOURCES.items() for name in imports(nodes) if name in wanted}
+    makers = {(str(path), name) for path, nodes in sources().items() for name in imports(nodes) if name in wanted}
     plain = {"eval", "exec", "compile", "__import__", "execfile"}
     run = {
         (str(path), name)
-        for path, nodes in SOURCES.items()
+        for path, nodes in sources().items()
         for name, call in called(nodes)
         if name in plain and isinstance(call.func, ast.Name)
     }
     systems = {
-        (str(path), name) for path, nodes in SOURCES.items() for name in names(nodes) if name in {"system", "popen", "spawnv"}
+        (str(path), name) for path, nodes in sources().items() for name in names(nodes) if name in {"system", "popen", "spawnv"}
     }
 
     demo = {("outbox/testing/demo.py", "subprocess")}  # it kills a worker, to show what happens then
@@ -97,7 +101,7 @@ def test_nothing_makes_code_or_objects_out_of_what_is_kept() -> None:
 
 
 def test_a_module_is_imported_by_name_only_where_a_person_or_we_said_which() -> None:
-    assert {path for path, nodes in SOURCES.items() if "import_module" in set(names(nodes))} == BY_NAME
+    assert {path for path, nodes in sources().items() if "import_module" in set(names(nodes))} == BY_NAME
 
 
 #: Runs a producer and a worker with everything loaded beforehand, and tells what was unpickled, run or evaluated meanwhile.
@@ -131,6 +135,7 @@ with Receiver(check_token=False) as receiver:
 """
 
 
+@pytest.mark.merge
 def test_a_life_of_an_outbox_unpickles_nothing_and_runs_nothing(tmp_path: Path) -> None:
     run = warm.run([sys.executable, "-c", LIFE, str(ROOT)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
@@ -185,10 +190,10 @@ def test_no_connection_is_made_without_verification() -> None:
         "SSLv3",
         "PROTOCOL_TLSv1",
     }
-    said = {(str(path), name) for path, nodes in SOURCES.items() for name in names(nodes) if name in words}
+    said = {(str(path), name) for path, nodes in sources().items() for name in names(nodes) if name in words}
     loose = {
         (str(path), keyword.arg)
-        for path, nodes in SOURCES.items()
+        for path, nodes in sources().items()
         for _, call in called(nodes)
         for keyword in call.keywords
         if keyword.arg in ("verify", "check_hostname", "assert_hostname", "cert_reqs", "verify_mode")
@@ -197,7 +202,7 @@ def test_no_connection_is_made_without_verification() -> None:
     }
     switched = {
         ast.unparse(node)
-        for nodes in SOURCES.values()
+        for nodes in sources().values()
         for node in nodes
         if isinstance(node, ast.Assign)
         and re.search(r"\.(check_hostname|verify_mode|verify|trust_env)$", ast.unparse(node.targets[0]))
@@ -208,10 +213,10 @@ def test_no_connection_is_made_without_verification() -> None:
 
 def test_one_file_speaks_to_destinations() -> None:
     """Every request has the rules of one transport; a doctor looks with a HEAD, a demo and a receiver serve tests."""
-    speakers = {path for path, nodes in SOURCES.items() if {"requests", "urllib3", "httpx", "aiohttp"} & set(imports(nodes))}
+    speakers = {path for path, nodes in sources().items() if {"requests", "urllib3", "httpx", "aiohttp"} & set(imports(nodes))}
     assert {Path("outbox/transport.py"), Path("outbox/multipart.py")} == speakers
 
-    asking = {path for path, nodes in SOURCES.items() if "HTTPSConnection" in set(names(nodes))}
+    asking = {path for path, nodes in sources().items() if "HTTPSConnection" in set(names(nodes))}
     assert asking <= {Path("outbox/transport.py"), Path("outbox/checkup/network.py")}
 
 
@@ -222,7 +227,7 @@ def test_no_statement_is_written_with_what_somebody_said() -> None:
     """A statement in words is a constant, or made of numbers and words of ours."""
     made = [
         (str(path), ast.unparse(call)[:80])
-        for path, nodes in SOURCES.items()
+        for path, nodes in sources().items()
         for name, call in called(nodes)
         if name in ("text", "exec_driver_sql", "execute", "executescript", "literal_column")
         and call.args

@@ -243,6 +243,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], subp
     return dict(zip(commands, runs, strict=True))
 
 
+@pytest.mark.merge
 def test_no_command_lets_a_kept_text_steer_a_terminal(
     told: dict[tuple[str, ...], subprocess.CompletedProcess[str]], subtests: pytest.Subtests
 ) -> None:
@@ -255,6 +256,7 @@ def test_no_command_lets_a_kept_text_steer_a_terminal(
             assert run.stdout + run.stderr
 
 
+@pytest.mark.merge
 def test_what_programs_read_is_ascii_and_one_object_a_line(
     told: dict[tuple[str, ...], subprocess.CompletedProcess[str]], subtests: pytest.Subtests
 ) -> None:
@@ -265,6 +267,7 @@ def test_what_programs_read_is_ascii_and_one_object_a_line(
             assert all(line.isprintable() and json.loads(line) for line in run.stdout.splitlines())
 
 
+@pytest.mark.merge
 def test_a_forged_line_of_a_table_cannot_be_made(told: dict[tuple[str, ...], subprocess.CompletedProcess[str]]) -> None:
     """A key with a line end in it is one cell of one line."""
     lines = told["list",].stdout.splitlines()
