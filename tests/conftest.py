@@ -77,7 +77,8 @@ def pytest_configure(config: pytest.Config) -> None:
     shared = config.stash[SHARED] = SharedServer()
     is_worker = hasattr(config, "workerinput")
     has_workers = config.getoption("dist", "no") != "no" and not is_worker
-    if has_workers and SERVER_URL not in os.environ and not config.getoption("collectonly"):
+    needs_none = config.getoption("collectonly") or config.getoption("markexpr") == "not merge"
+    if has_workers and SERVER_URL not in os.environ and not needs_none:
         shared.start_in_background()
 
 

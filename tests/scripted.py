@@ -70,7 +70,7 @@ class Server:
                 connection.do_handshake()
         except OSError as error:
             self.refused.append(str(error))
-            connection.close()
+            _leave_politely(connection)
             return
         with suppress(OSError), connection:
             self._script(connection)
@@ -85,6 +85,15 @@ class Server:
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(5)
+
+
+def _leave_politely(connection: socket.socket) -> None:
+    """Read what still comes, past TLS: a socket that is closed before that may take its last word along."""
+    with suppress(OSError), connection:
+        socket.socket.shutdown(connection, socket.SHUT_WR)
+        connection.settimeout(5)
+        while socket.socket.recv(connection, _BLOCK):
+            pass
 
 
 def answering(connection: socket.socket) -> None:

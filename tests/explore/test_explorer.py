@@ -25,15 +25,15 @@ def stage(migrated_sqlite: Path) -> Iterator[Stage]:
 
 
 def test_no_order_of_two_workers_and_one_message_breaks_a_law(stage: Stage) -> None:
-    _none_breaks_a_law(explore(stage, scopes.CRASHES, 11))
+    _none_breaks_a_law(explore(stage, scopes.CRASHES, 10))
 
 
 def test_no_order_with_a_database_that_goes_away_breaks_a_law(stage: Stage) -> None:
-    _none_breaks_a_law(explore(stage, scopes.TROUBLES, 9))
+    _none_breaks_a_law(explore(stage, scopes.TROUBLES, 8))
 
 
 def test_no_order_with_an_operator_breaks_a_law(stage: Stage) -> None:
-    _none_breaks_a_law(explore(stage, scopes.PEOPLE, 8))
+    _none_breaks_a_law(explore(stage, scopes.PEOPLE, 7))
 
 
 def test_no_order_of_two_messages_of_a_stream_breaks_a_law(stage: Stage) -> None:

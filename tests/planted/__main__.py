@@ -1,11 +1,14 @@
 """`make planted`: every planted fault meets the tests that must catch it. `python -m tests.planted [NAME...]` takes some only.
 
+With `--write PAGE` the table also takes its place on a page, once every fault was caught.
+
 Ends with 1 when a fault survives, or when one of these tests fails on the product as it is. A test that a tool is missing for
 is passed over, unless OUTBOX_ALL_TOOLS=1.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -13,14 +16,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
 
+from tests.pages import Part
 from tests.planted.catching import Nursery, Report, Verdict, verdicts
 from tests.planted.faults import FAULTS
 from tests.planted.planting import Fault
-from tests.planted.telling import line, table
+from tests.planted.telling import in_markdown, line, table
 from tests.postgres import NoBinariesError, Postgres
 
+PART = Part("planted faults", "make planted")
 SERVER_URL = "OUTBOX_TEST_PG_URL"
 #: Jobs at a time.
 TOGETHER = 2
@@ -79,7 +85,7 @@ def is_wrong(verdict: Verdict) -> bool:
     return not verdict.right and (not verdict.skipped or os.environ.get("OUTBOX_ALL_TOOLS") == "1")
 
 
-def main(names: Sequence[str]) -> int:
+def main(names: Sequence[str], page: Path | None = None) -> int:
     """Catch these faults, or all."""
     if unknown := set(names) - set(FAULTS):
         print(f"no fault named {', '.join(sorted(unknown))}; known: {', '.join(FAULTS)}")
@@ -101,13 +107,23 @@ def main(names: Sequence[str]) -> int:
     for found, output in stood:
         if any(verdict in fallen for verdict in found):
             print(f"--- the product as it is\n{output}")
-    print(table([line(fault, verdict) for fault, (found, _) in caught for verdict in found]))
+    lines = [line(fault, verdict) for fault, (found, _) in caught for verdict in found]
+    print(table(lines))
     for verdict in fallen:
         print(f"{verdict.detector}, on the product as it is: {verdict.words}")
     words = f"not caught: {', '.join(survived)}" if survived else "all caught"
-    print(f"{len(chosen)} planted faults, {len(tests)} tests that must catch them, {words}; {time.monotonic() - began:.0f} s")
+    summary = (
+        f"{len(chosen)} planted faults, {len(tests)} tests that must catch them, {words}; {time.monotonic() - began:.0f} s"
+    )
+    print(summary)
+    if page is not None and not (names or survived or fallen):
+        PART.write(page, f"{summary}.\n\n{in_markdown(lines)}")
     return int(bool(survived or fallen))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(prog="python -m tests.planted", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these faults only")
+    parser.add_argument("--write", type=Path, help="a page to put the table in, once all are caught")
+    asked = parser.parse_args()
+    sys.exit(main(asked.names, asked.write))

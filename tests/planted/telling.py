@@ -34,6 +34,15 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
 
 
+def in_markdown(lines: Sequence[Line]) -> str:
+    """A row for each fault, with all who caught it."""
+    by: dict[tuple[str, str], list[str]] = {}
+    for each in lines:
+        by.setdefault((each.fault, each.broken), []).append(f"`{each.detector}`")
+    rows = [f"| {fault} | {broken} | {', '.join(detectors)} |" for (fault, broken), detectors in by.items()]
+    return "\n".join(["| | what is broken | caught by |", "|---|---|---|", *rows])
+
+
 def recorded(reports: Iterable[object]) -> list[Line]:
     """What tests told of planted faults, from the reports of a run, in whatever process they were run."""
     properties = [each for report in reports for each in getattr(report, "user_properties", ())]

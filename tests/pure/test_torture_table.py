@@ -11,7 +11,7 @@ import pytest
 
 from outbox.errors import OutboxError
 from tests.power.report import Report, Unavailable
-from tests.torture.__main__ import BEGIN, END, chosen, main, with_table
+from tests.torture.__main__ import PART, chosen, main
 from tests.torture.course import Course, News
 from tests.torture.lanes import LANES
 from tests.torture.table import ALWAYS, Row, all_kept, drawn, rows
@@ -95,12 +95,12 @@ def test_it_is_a_table_in_markdown() -> None:
 
 
 def test_it_takes_the_place_of_the_one_before_and_nothing_else() -> None:
-    page = f"above\n{BEGIN}\nold\n{END}\nbelow\n"
+    page = f"above\n{PART.begin}\nold\n{PART.end}\nbelow\n"
 
-    once = with_table(page, "new")
+    once = PART.in_place(page, "new")
 
-    assert f"above\n{BEGIN}\n\nnew\n\n{END}\nbelow\n" == once
-    assert once == with_table(once, "new")
+    assert f"above\n{PART.begin}\n\nnew\n\n{PART.end}\nbelow\n" == once
+    assert once == PART.in_place(once, "new")
 
 
 def test_a_page_without_a_place_for_it_is_refused_before_anything_is_done(
@@ -110,7 +110,7 @@ def test_a_page_without_a_place_for_it_is_refused_before_anything_is_done(
     page.write_text("no place")
 
     assert 2 == main(["--minutes", "30", "--write", str(page)])
-    assert "has no place for the table" in capsys.readouterr().err
+    assert "there is no place for it" in capsys.readouterr().err
 
 
 def test_lanes_are_chosen_by_kind_and_by_database() -> None:

@@ -316,6 +316,7 @@ ROWS = {
 }
 
 
+@pytest.mark.merge
 @pytest.mark.parametrize("harm", ROWS)
 def test_a_damaged_row_is_a_finding_and_no_traceback(sqlite_place: Place, harm: str) -> None:
     words, kind = ROWS[harm]
@@ -373,6 +374,7 @@ def test_a_directory_in_the_place_of_the_database_is_not_damaged(tmp_path: Path)
     assert "outbox.db is a directory" in found.text
 
 
+@pytest.mark.merge
 @pytest.mark.parametrize("column", ["payload", "due_at", "expires_at", "key", "created_at", "reason_text"])
 def test_a_message_whose_row_cannot_be_read_holds_nobody_up(sqlite_place: Place, column: str) -> None:
     outbox_ = sqlite_place.outbox()
@@ -395,6 +397,7 @@ UNREADABLE = {
 }
 
 
+@pytest.mark.merge
 @pytest.mark.parametrize("harm", UNREADABLE)
 def test_a_message_the_rows_of_whose_file_cannot_be_read_holds_nobody_up(sqlite_place: Place, harm: str) -> None:
     outbox_ = sqlite_place.outbox()
@@ -407,6 +410,7 @@ def test_a_message_the_rows_of_whose_file_cannot_be_read_holds_nobody_up(sqlite_
         eventually(lambda: others <= {each.struct["assetId"] for each in sqlite_place.receiver.accepted})
 
 
+@pytest.mark.merge
 @pytest.mark.parametrize("column", ["payload", "due_at", "expires_at", "key", "size"])
 def test_a_message_whose_row_cannot_be_read_holds_nobody_up_once_it_is_cancelled(sqlite_place: Place, column: str) -> None:
     outbox_ = sqlite_place.outbox()
@@ -564,6 +568,7 @@ PLACES = {
 }
 
 
+@pytest.mark.merge
 @pytest.mark.parametrize("place", PLACES)
 def test_a_flip_in_a_place_that_everything_hangs_on_is_found(sound: Sound, place: str) -> None:
     raw, before = sound.database.read_bytes(), contents(sound.database)
@@ -640,6 +645,7 @@ LOGS: dict[str, tuple[Callable[[Path], None], ...]] = {
 }
 
 
+@pytest.mark.merge
 @pytest.mark.parametrize("harm", LOGS)
 def test_a_damaged_log_is_found_before_it_is_forgotten(sqlite_place: Place, harm: str) -> None:
     database = committed_and_not_moved(sqlite_place)

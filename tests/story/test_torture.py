@@ -35,12 +35,12 @@ def adds_up(news: list[News]) -> None:
     assert all(set(ALWAYS) <= set(each.looked or ()) for each in news)
 
 
-def test_twenty_five_kills_lose_nothing(tmp_path: Path) -> None:
+def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
     """On Postgres, and more of them, where a change is about to land."""
-    news = tortured("kills", "kills", 25, tmp_path, kind="sqlite", scene=kills.BRIEF)
+    news = tortured("kills", "kills", 10, tmp_path, kind="sqlite", scene=kills.BRIEF)
 
     adds_up(news)
-    assert 25 <= sum(each.counts["kills"] for each in news)
+    assert 10 <= sum(each.counts["kills"] for each in news)
     assert 0 < sum(each.ledger["acknowledged"] for each in news)
 
 
@@ -70,19 +70,19 @@ def test_thirty_pauses_beyond_the_gone_time_lose_nothing(kind: str, tmp_path: Pa
 
 @pytest.mark.merge
 def test_what_is_broken_is_found_and_the_table_says_so(tmp_path: Path) -> None:
-    """A worker that commits its claim only after the upload leaves copies that nothing explains when it is killed."""
-    asked = ["--minutes", "0.5", "--only", "kills", "--database", "sqlite", "--folder", tmp_path / "kept"]
+    """A claim that does not ask which message of a stream goes first sends them out of order, or twice at a time."""
+    asked = ["--minutes", "0.4", "--only", "kills", "--database", "sqlite", "--folder", tmp_path / "kept"]
 
     done = subprocess.run(
         [sys.executable, "-m", "tests.torture", *asked],
         cwd=ROOT,
-        env=os.environ | {"OUTBOX_PLANTED": "P18"},
+        env=os.environ | {"OUTBOX_PLANTED": "P09"},
         capture_output=True,
         text=True,
     )
 
     assert 1 == done.returncode, done.stdout + done.stderr
-    assert re.search(r"^\| I5: .* NO +\|$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^\| I(5|9|11): .* NO +\|$", done.stdout, re.MULTILINE), done.stdout
     seeds = re.findall(r"^kills:sqlite: seed (\d+), kept in (.+)$", done.stdout, re.MULTILINE)
     assert seeds
     assert all((Path(kept) / "found.json").exists() for _, kept in seeds)

@@ -13,11 +13,12 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.pages import Part
 from tests.torture.lanes import IN_FULL, LANES, NAMES, Lane
 from tests.torture.runner import Runner, begin_lane
 from tests.torture.table import all_kept, drawn, rows
 
-BEGIN, END = "<!-- torture: what follows is written by `make torture` -->", "<!-- torture: end -->"
+PART = Part("torture", "make torture")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,10 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not lanes:
         print("no lane is left; there are " + ", ".join(LANES), file=sys.stderr)
         return 2
-    page = None if asked.write is None else asked.write.read_text("utf-8")
-    if page is not None and not (BEGIN in page and END in page):
-        print(f"{asked.write} has no place for the table: a line {BEGIN!r}, and one {END!r}", file=sys.stderr)
-        return 2
+    if asked.write is not None:
+        try:
+            PART.in_place(asked.write.read_text("utf-8"), "")
+        except LookupError as error:
+            print(f"{asked.write}: {error}", file=sys.stderr)
+            return 2
     seed = asked.seed if asked.seed is not None else time.time_ns() % 2**32
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="outbox-torture-"))
     print(f"{asked.minutes:g} minutes, OUTBOX_TEST_SEED={seed}, what goes wrong is kept in {folder}", flush=True)
@@ -51,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("It was interrupted.")
     good = all_kept(found)
     print("Everything is as it was asked for." if good else "Not everything is as it was asked for.")
-    if page is not None and good:
-        asked.write.write_text(with_table(page, f"{description(asked.minutes)}\n\n{table}"), "utf-8")
+    if asked.write is not None and good:
+        PART.write(asked.write, f"{description(asked.minutes)}\n\n{table}")
     if not any(folder.iterdir()):
         folder.rmdir()
     return 0 if good and not runner.interrupted else 1
@@ -66,13 +69,6 @@ def chosen(only: str | None, database: str | None) -> list[Lane]:
         for lane in LANES.values()
         if (kinds is None or lane.kind in kinds) and (database is None or lane.database == database)
     ]
-
-
-def with_table(page: str, text: str) -> str:
-    """A page with this text between its marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
 def description(minutes: float) -> str:

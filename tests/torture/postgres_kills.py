@@ -40,8 +40,8 @@ MOMENTS = {"claim": 20, "record": 12, "rescue": 12, "beat": 3, "enqueue": 10, "a
 #: Seconds to wait for that, before it is struck at any moment.
 PATIENCE = 1.0
 #: Seconds after its start in which something must have been delivered again, and all in the end.
-RESUMES_WITHIN, DRAINED_WITHIN = 10.0, 60.0
-PRODUCERS, WORKERS, PACE = 2, 2, 0.1
+RESUMES_WITHIN, DRAINED_WITHIN = 10.0, 120.0
+PRODUCERS, WORKERS, PACE = 2, 2, 0.15
 POLICY = Policy(
     batch_messages=5, senders=1, max_unknown=1000, backoff_first=0.02, backoff_cap=0.1, probe_first=0.05, probe_cap=0.1
 )
@@ -160,9 +160,11 @@ class Site:
                 if self.over.wait(dice.expovariate(1 / PACE)):
                     return
                 key = key if again else f"p{number}-{each}"
-                files = {"photo": dice.randbytes(2000)} if (hash_of := sum(key.encode())) % 3 == 0 else {}
-                files = {name: key.encode() * 100 for name in files}
-                where: dict[str, Any] = {"ordering_key": f"s{hash_of % 4}", "ordered": hash_of % 2 == 0} if hash_of % 5 else {}
+                chosen = sum(key.encode())  # by its key: it is the same when it is asked for again
+                files = {"photo": key.encode() * 100} if chosen % 3 == 0 else {}
+                where: dict[str, Any] = {}
+                if chosen % 5 < 2:
+                    where = {"ordering_key": f"s{chosen % 7}", "ordered": chosen % 2 == 0}
                 in_order = where.get("ordering_key") if where.get("ordered") else None
                 try:
                     with (
