@@ -11,6 +11,8 @@ PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist workst
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUTF8 := 1
+# Hundreds of processes are started: what was compiled once is kept for the next, whatever this machine's habits are.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-merge test-all torture planted cover mutation steady scale lint check demo migration wheel clean

@@ -5,8 +5,9 @@ it in the background while the workers collect, and tells them its address. OUTB
 Without any, those tests are skipped; where CI or OUTBOX_ALL_TOOLS is set, they fail instead.
 
 `make test` leaves out what only a change that is about to land must pass (`make test-merge`): see `is_for_a_merge`.
-OUTBOX_LONG=1 (`make test-all`) runs everything at full size: tests marked `long` on both databases instead of on one of them
-in turn, and the numbers that `in_full` of factories.py gives (messages, followers, bytes) as large as they were promised.
+OUTBOX_LONG=1 (`make test-all`) runs everything at full size: tests marked `full`, which nothing else runs; tests marked `long`
+on both databases instead of on one of them in turn; and the numbers that `in_full` of factories.py gives (messages, followers,
+points to be killed at) as large as they were promised. A planted fault is looked for at full size, too.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from hypothesis import settings
 
 from outbox import migrate, secret
 from outbox.database import Database
-from tests.factories import wipe
+from tests.factories import in_full, wipe
 from tests.planted import telling
 from tests.postgres import NoBinariesError, Postgres, create_database, drop_database, wait_until_up
 
@@ -100,7 +101,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("postgres")
         if is_for_a_merge(item):
             item.add_marker("merge")
-    if os.environ.get("OUTBOX_LONG") != "1":
+    if in_full(0, 1):
         left_out = [item for item in items if not in_turn(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
@@ -108,13 +109,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def is_for_a_merge(item: pytest.Item) -> bool:
     """Whether `make test` leaves a test out: what takes long, what needs a Postgres, and the terminal's many processes."""
-    if any(item.get_closest_marker(each) for each in ("merge", "slow", "long", "postgres")):
+    if any(item.get_closest_marker(each) for each in ("merge", "full", "slow", "long", "postgres")):
         return True
     return Path(item.path).parent.name == "skins"
 
 
 def in_turn(item: pytest.Item) -> bool:
-    """Whether a test runs here. A long one does on one of the two databases, now this and now that; on both if asked."""
+    """Whether a test runs here. A long one does on one of the two databases, now this and now that; all do if asked."""
+    if item.get_closest_marker("full") is not None:
+        return False
     parameters = dict(getattr(getattr(item, "callspec", None), "params", {}))
     kind = parameters.pop("database_url", None)
     if kind is None or item.get_closest_marker("long") is None:

@@ -20,14 +20,18 @@ from outbox.store import arriving, claiming, living, recording, shares
 from outbox.tables import attempt, delivery, message, metadata
 from outbox.timekeeping import When
 from outbox.verdict import Settlement
+from tests.planted.planting import PLANTED
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ORIGIN = 1579580182824
 
 
 def in_full(full: int, brief: int) -> int:
-    """A number that a story is about: the full one with OUTBOX_LONG=1, else one that shows the same in less time."""
-    return full if os.environ.get("OUTBOX_LONG") == "1" else brief
+    """A number that a story is about: the full one with OUTBOX_LONG=1, else one that shows the same in less time.
+
+    The full one also where a fault was planted: by chance nobody may find it.
+    """
+    return full if os.environ.get("OUTBOX_LONG") == "1" or PLANTED in os.environ else brief
 
 
 @dataclass

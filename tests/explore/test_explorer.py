@@ -16,6 +16,7 @@ from tests.explore.acts import Scope
 from tests.explore.breaking import broken
 from tests.explore.explorer import Explored, explore
 from tests.explore.stage import Stage
+from tests.factories import in_full
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,13 @@ def test_no_order_of_the_two_threads_of_a_worker_breaks_a_law(stage: Stage) -> N
 @pytest.mark.merge
 @pytest.mark.parametrize(
     ("scope", "depth"),
-    [(scopes.EVERYTHING, 9), (scopes.CRASHES, 13), (scopes.TROUBLES, 12), (scopes.STREAM, 9), (scopes.BATCH, 9)],
+    [
+        (scopes.EVERYTHING, in_full(9, 7)),
+        (scopes.CRASHES, in_full(13, 12)),
+        (scopes.TROUBLES, in_full(12, 10)),
+        (scopes.STREAM, in_full(9, 7)),
+        (scopes.BATCH, in_full(9, 7)),
+    ],
     ids=lambda value: value.name if isinstance(value, Scope) else str(value),
 )
 def test_no_order_breaks_a_law_much_deeper(stage: Stage, scope: Scope, depth: int) -> None:
@@ -95,7 +102,7 @@ def test_half_a_fence_is_enough_as_long_as_identities_and_deliveries_are_new(
 ) -> None:
     broken(monkeypatch, recording.record, whose)
 
-    _none_breaks_a_law(explore(stage, scopes.CRASHES, 9))
+    _none_breaks_a_law(explore(stage, scopes.CRASHES, in_full(9, 8)))
 
 
 def test_a_rescue_of_the_living_is_seen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

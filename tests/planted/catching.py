@@ -147,10 +147,11 @@ class Nursery:
         told = json.loads(self._process.stdout.readline())
         return Report(**told | {"runs": [Run(**each) for each in told["runs"]]})
 
-    def catch(self, fault: Fault) -> tuple[list[Verdict], str]:
-        """Whether each detector of a fault catches it; and what the tests said."""
-        report = self.run(fault, fault.detectors)
-        return verdicts(report, fault.detectors, planted=True), report.output
+    def catch(self, fault: Fault, detectors: Sequence[str] | None = None) -> tuple[list[Verdict], str]:
+        """Whether each detector of a fault, or each of these, catches it; and what the tests said."""
+        chosen = fault.detectors if detectors is None else detectors
+        report = self.run(fault, chosen)
+        return verdicts(report, chosen, planted=True), report.output
 
 
 class _Listener:

@@ -15,7 +15,7 @@ from tests.story.conftest import Place, eventually
 MESSAGES = in_full(10_000, 2_000)
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_thousands_of_messages_four_workers_and_a_caller_that_reads_first(place: Place) -> None:
     with place.engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE host (id INTEGER PRIMARY KEY, done INTEGER NOT NULL)"))

@@ -118,7 +118,7 @@ def test_a_worker_that_stood_still_and_woke_before_its_successor_knew_goes_on(pl
     place.check()
 
 
-@pytest.mark.parametrize("end", ["restart", "kill"])
+@pytest.mark.parametrize("end", [pytest.param("restart", marks=pytest.mark.full), "kill"])
 def test_an_outcome_survives_a_database_that_is_away(
     private_postgres: Postgres, private_place: Place, receiver: Receiver, end: str
 ) -> None:

@@ -160,7 +160,7 @@ def test_an_answer_is_cut_at_every_place(measured: Bench) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_road_that_breaks_anywhere_at_any_time_doubles_nothing_without_an_explanation(
     place: Place, road: Road, number: int
 ) -> None:

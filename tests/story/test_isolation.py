@@ -181,8 +181,7 @@ def test_ten_bad_among_very_many_good_are_refused_by_name(sqlite_place: Place) -
     refused_by_name(sqlite_place, MANY, chosen("spread", MANY + 10, 10), "hand", keep_good=False)
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.full
 def test_two_workers_find_ten_bad_among_very_many_good_that_a_receiver_keeps(place: Place) -> None:
     refused_by_name(place, MANY, chosen("random", MANY + 10, 10), "workers", keep_good=True)
 
@@ -274,8 +273,7 @@ def nobody_else_paid(place: Place, good: int) -> None:
     assert {("delivered", 0, 0): good} == Counter((each.state, each.failures, each.unknowns) for each in innocent)
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.full
 def test_messages_that_break_every_request_among_very_many_good_are_given_up(place: Place) -> None:
     place.receiver.break_on(lambda struct: named(struct, "reset"), HangUp("in_body"))
     place.receiver.break_on(lambda struct: named(struct, "error"), Status(500))
@@ -325,7 +323,9 @@ def test_a_message_that_breaks_every_request_is_given_up_alone(place: Place, how
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("behaviour", [HangUp("in_body"), Status(500)], ids=["reset", "500"])
+@pytest.mark.parametrize(
+    "behaviour", [HangUp("in_body"), pytest.param(Status(500), marks=pytest.mark.full)], ids=["reset", "500"]
+)
 def test_two_workers_give_up_a_message_that_breaks_every_request(place: Place, behaviour: Behaviour) -> None:
     quick: dict[str, Any] = {"backoff_first": 0.01, "backoff_cap": 0.05, "probe_first": 0.03, "probe_cap": 0.06}
     place.receiver.break_on(lambda struct: named(struct, "poison"), behaviour)
@@ -404,8 +404,7 @@ class Supervisor:
         return self._popen.returncode
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.full
 def test_a_message_that_kills_its_worker_among_very_many_good_is_given_up(place: Place) -> None:
     deaths = killed_again_and_again(place, MANY, policy={"max_unknown": 2})
 

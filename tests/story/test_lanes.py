@@ -310,8 +310,7 @@ def roomy(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.full
 def test_a_large_upload_costs_small_events_little_time(roomy: Place, tmp_path: Path) -> None:
     """Idle and loaded stretches take turns, so that whatever else the machine does meets both."""
     source = tmp_path / "source.bin"

@@ -93,7 +93,7 @@ def in_thread(job: Callable[[], object]) -> Iterator[threading.Thread]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("burst", "messages"), [(None, in_full(320, 100)), (5, in_full(260, 80))])
+@pytest.mark.parametrize(("burst", "messages"), [(None, in_full(320, 100)), pytest.param(5, 260, marks=pytest.mark.full)])
 @pytest.mark.long
 def test_four_processes_keep_to_one_rate_and_one_number_of_uploads_and_stop_when_paused(
     distant: Place, burst: float | None, messages: int
@@ -311,7 +311,7 @@ def test_a_request_that_was_refused_has_used_the_rate_as_well(place: Place) -> N
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("back", [1, 30, 86_400])
+@pytest.mark.parametrize("back", [1, pytest.param(30, marks=pytest.mark.full), 86_400])
 def test_a_step_back_of_the_clock_neither_fills_nor_stops_the_rate(place: Place, back: int) -> None:
     policy = Policy(batch_messages=1, rate=0.5, burst=4)
     hands = [place.hand(place.outbox(policy, clock=place.clock)) for _ in range(2)]

@@ -645,7 +645,7 @@ def enqueue_others(place: Place, outbox: Outbox, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["block", "skip"])
+@pytest.mark.parametrize("rule", ["block", pytest.param("skip", marks=pytest.mark.full)])
 @pytest.mark.long
 def test_a_key_with_very_many_behind_a_dead_head_does_not_slow_the_claims_of_others(place: Place, rule: Any) -> None:
     """Where the rule is to skip, they are dead themselves: the time of a month's backlog was over."""

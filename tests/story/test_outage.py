@@ -441,7 +441,12 @@ def test_whatever_happens_meanwhile_there_is_one_probe_at_a_time(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("outage", [connection_refused, http_500], ids=lambda kind: kind.__name__, indirect=True)
+@pytest.mark.parametrize(
+    "outage",
+    [connection_refused, pytest.param(http_500, marks=pytest.mark.full)],
+    ids=lambda kind: kind.__name__,
+    indirect=True,
+)
 @pytest.mark.long
 def test_an_outage_in_the_middle_of_a_backlog_is_survived_by_real_senders(scene: Place, outage: Outage) -> None:
     place = scene

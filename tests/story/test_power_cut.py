@@ -51,7 +51,7 @@ def test_nothing_is_lost_in_whatever_a_power_cut_may_leave(
     found = recording()
     examiner = Examiner(tmp_path, seed, receiver)
 
-    examiner.examine(found, part=200 / 3 / found.operations)
+    examiner.examine(found, part=in_full(350, 200) / 3 / found.operations)
 
     adds_up(examiner.report)
     assert any(each.other.startswith("/spool/.swept/") for each in found.scenes["slow producer"]), "nothing was set aside"
@@ -71,31 +71,31 @@ def test_a_caller_whose_setting_would_lose_a_commit_is_refused_every_time(record
 @pytest.mark.merge
 @pytest.mark.parametrize("scene", SCENES)
 def test_nothing_is_lost_at_any_point_of_a_recording(receiver: Receiver, tmp_path: Path, seed: int, scene: str) -> None:
-    """After every operation, the least that may be left, the most, and in full something in between."""
+    """In full after every operation: the least that may be left, the most, and something in between; in brief after some."""
     try:
         found = recordings(tmp_path / "recording", seed, {scene: SCENES[scene]})
     except Unavailable as error:
         missing(str(error))
     examiner = Examiner(tmp_path, seed, receiver)
 
-    examiner.examine(found, some=in_full(1, 0))
+    examiner.examine(found, part=in_full(100, 30) / 100)
     examiner.examine(found, part=0.1, some=2)
 
     adds_up(examiner.report)
-    assert examiner.report.counts["states"] >= 100
+    assert examiner.report.counts["states"] >= 50
 
 
 @pytest.mark.merge
 def test_so_many_states_as_are_asked_for_are_replayed(tmp_path: Path, seed: int) -> None:
     """As a torture asks for them."""
     try:
-        report = crash_states(tmp_path, 300, seed)
+        report = crash_states(tmp_path, 100, seed)
     except Unavailable as error:
         missing(str(error))
 
     adds_up(report)
-    assert report.counts["states"] == 300
-    assert report.counts["taken over"] >= 4
+    assert report.counts["states"] == 100
+    assert report.counts["taken over"] >= 1
 
 
 @pytest.mark.merge

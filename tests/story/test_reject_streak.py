@@ -218,7 +218,7 @@ def test_probes_that_fail_in_other_ways_kill_nobody_and_the_stop_stands(typo: Ty
     assert {DEAD: STREAK, PENDING: 30 - STREAK} == typo.counted()
 
 
-@pytest.mark.parametrize("together", [1, 100])
+@pytest.mark.parametrize("together", [pytest.param(1, marks=pytest.mark.full), 100])
 def test_after_the_fix_and_a_resume_the_rest_arrives_and_a_replay_brings_the_others_back(typo: Typo, together: int) -> None:
     place = typo.place
     typo.backlog(120)
@@ -338,7 +338,7 @@ def test_streams_go_on_in_order_once_their_dead_are_replayed(typo: Typo) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("together", [1, 100])
+@pytest.mark.parametrize("together", [1, pytest.param(100, marks=pytest.mark.full)])
 def test_bad_messages_among_good_ones_do_not_stop_a_destination(typo: Typo, together: int) -> None:
     place = typo.place
     hands = [place.hand(typo.right(batch_messages=together)) for _ in range(2)]

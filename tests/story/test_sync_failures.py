@@ -18,7 +18,7 @@ import pytest
 from outbox.errors import SpoolError
 from outbox.testing import Receiver
 from tests.conftest import missing
-from tests.factories import event, states
+from tests.factories import event, in_full, states
 from tests.power import Unavailable
 from tests.power.recording import What
 from tests.power.states import Examiner, Recordings, Replay, recordings
@@ -133,7 +133,7 @@ def test_nothing_is_lost_whatever_file_operation_fails(receiver: Receiver, tmp_p
 
     never_acknowledged(found)
     delivered_once(found)
-    whatever_is_left(found, receiver, tmp_path, seed, states=200)
+    whatever_is_left(found, receiver, tmp_path, seed, states=in_full(200, 60))
 
 
 # Without a compiler, and on every kind of database

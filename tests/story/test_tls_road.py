@@ -83,7 +83,7 @@ def test_servers_that_must_be_refused_cost_nothing_and_hear_nothing(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.full)])
 @pytest.mark.parametrize("way", ["direct", "through a proxy"])
 def test_a_road_that_breaks_anywhere_doubles_nothing_without_an_explanation(
     place: Place, door: Server, authority: Authority, way: str, number: int
