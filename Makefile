@@ -15,7 +15,7 @@ export PYTHONUTF8 := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-merge test-all torture planted cover mutation steady scale lint check demo migration wheel clean
+.PHONY: help setup test test-merge test-all torture planted explore cover mutation steady scale lint check demo migration wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ torture: setup ## kills, pauses and power cuts for so many minutes, and the tabl
 
 planted: setup ## faults are planted in the product, one at a time: which test catches which
 	$(BIN)/python -m tests.planted
+
+explore: setup ## every order of what two workers and an operator may do, as deep as it goes: states, and broken laws
+	OUTBOX_LONG=1 $(BIN)/python -m pytest -q -s tests/explore
 
 cover: setup ## which branches of nouns and verbs the tests take, on SQLite; all of them are listed that none takes
 	$(BIN)/python -m tests.covering --workers $(WORKERS)

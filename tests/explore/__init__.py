@@ -14,4 +14,5 @@ breaking    a snippet of a function is replaced while a test runs
 model       what an outbox should do, said with sets and lists
 machine     random lives of an outbox, compared with the model after every step
 weaving     two transactions on one database, statement by statement, in every order that makes a difference
+pairs       which two transactions, and what must have come of both
 """

@@ -1,14 +1,14 @@
 """Two operations on one real database, statement by statement, in every order that makes a difference.
 
 Each has a connection and a thread of its own and waits before every statement until it is its turn. Two orders that differ only
-in which of two statements came first that touch no common table are one: only where two statements do is the other order taken
-too (dynamic partial order reduction, with sleep sets). On Postgres a statement may have to wait for a lock; then the other goes
-on. On SQLite who would write waits for whoever writes.
+in which of two statements came first are one where neither locks what the other locks, nor ends a transaction whose changes the
+other may see: only where one does is the other order taken, too (dynamic partial order reduction, with sleep sets). On Postgres
+a statement may have to wait for a lock; then the other goes on, and when both wait that is told. On SQLite who would write
+waits for whoever writes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 import time
@@ -23,9 +23,11 @@ from outbox.database import Database
 from outbox.tables import metadata
 
 #: Seconds in which a statement that waits for nobody is over, mostly; and in which all must have come to an end.
-_SOON, _LATE = 0.004, 20.0
+_SOON, _LATE = 0.01, 60.0
 #: Whoever adds to these adds a row of its own, and asks for no other's.
-_NEW = frozenset({"delivery", "audit"})
+_NEW = frozenset({"delivery"})
+#: Whoever acts has a row of its own there.
+_APART = frozenset({"audit"})
 #: An INSERT into the one locks a row of the other.
 _LOCKED_TOO = {
     "attempt": frozenset({"message"}),
@@ -33,36 +35,60 @@ _LOCKED_TOO = {
     "attachment": frozenset({"message", "file"}),
     "head": frozenset({"stream"}),
 }
+#: A DELETE from the one goes on to the rows of the other.
+_DELETED_TOO = {"message": frozenset({"attempt", "attachment"})}
 _LOOKED_AT = ("message", "delivery", "attempt", "head", "worker")
+#: What a transaction of SQLite's that began with BEGIN looks at, and every COMMIT changes.
+_SNAPSHOT = frozenset({"SQLite's database"})
+_WAITS = sa.text("""
+    SELECT EXISTS (
+        SELECT * FROM pg_stat_activity AS mine JOIN pg_stat_activity AS other ON other.pid = ANY (pg_blocking_pids(mine.pid))
+        WHERE mine.application_name = :mine AND other.application_name = :other
+    )
+""")
 _TABLE = re.compile(r"outbox_([a-z]+)")
 _LOCKING = re.compile(r"^\s*(INSERT|UPDATE|DELETE)|\bFOR (NO KEY UPDATE|UPDATE|SHARE|KEY SHARE)\b")
 
 
+#: What matters of what there is, by table.
+Rows = Mapping[str, Sequence[Any]]
+
+
 class Touch(NamedTuple):
-    """What a statement asks, what it writes or locks, and what it adds."""
+    """What a statement has to do with, by table. What it changes is seen by others, and its locks are gone, only at COMMIT."""
 
     words: str
     asks: frozenset[str] = frozenset()
-    writes: frozenset[str] = frozenset()
-    adds: frozenset[str] = frozenset()  #: to these tables, a row that is nobody else's
+    passes: frozenset[str] = frozenset()  #: by what is locked there
+    locks: frozenset[str] = frozenset()
+    adds: frozenset[str] = frozenset()  #: a row that is nobody else's
+    shows: frozenset[str] = frozenset()  #: what its transaction has done there
 
     @classmethod
     def of(cls, statement: str, empty: frozenset[str]) -> Touch:
         """What a statement does, where these tables are empty and stay so."""
-        tables = frozenset(_TABLE.findall(statement)) - empty
+        tables = frozenset(_TABLE.findall(statement)) - empty - _APART
         if statement == "BEGIN IMMEDIATE":
-            return cls(statement, writes=frozenset({"SQLite's write lock"}))
+            return cls(statement, locks=frozenset({"SQLite's write lock"}))
         if not _LOCKING.search(statement):
             return cls(statement, tables)
         if statement.startswith("INSERT") and (added := frozenset(_TABLE.findall(statement)[:1])) <= _NEW:
-            return cls(statement, tables - added, frozenset(), added)
-        inserted = _TABLE.findall(statement)[0] if statement.startswith("INSERT") else ""
-        return cls(statement, tables, tables | _LOCKED_TOO.get(inserted, frozenset()))
+            return cls(statement, tables - added, adds=added)
+        first = (*_TABLE.findall(statement)[:1], "")[0]
+        too = {"INSERT": _LOCKED_TOO, "DELETE": _DELETED_TOO}.get(statement[:6], {}).get(first, frozenset())
+        return cls(statement, tables, locks=tables | (too - empty))
+
+    def without_rows(self) -> Touch:
+        """The same, of which turned out that it locked nothing; perhaps because somebody else had."""
+        passed = self.locks if "SKIP LOCKED" in self.words else frozenset()
+        return self._replace(asks=self.asks | self.locks, passes=passed, locks=frozenset())
 
     def minds(self, other: Touch) -> bool:
         """Whether it may matter which of the two comes first."""
-        mine, theirs = self.writes | self.adds, other.writes | other.adds
-        return bool(mine & (other.asks | other.writes) or theirs & (self.asks | self.writes))
+        return self._comes_before(other) or other._comes_before(self)
+
+    def _comes_before(self, other: Touch) -> bool:
+        return bool(self.locks & (other.locks | other.passes) or self.shows & (other.asks | other.locks))
 
 
 class Strand:
@@ -74,6 +100,7 @@ class Strand:
             address = address.update_query_dict({"application_name": name})
         self.name = name
         self.database = Database(address)
+        self.alone = self.database.kind == "sqlite"  #: whether there is only one writer at a time
         self.next: Touch | None = None  #: what it is about to do
         self.error: BaseException | None = None
         self.result: Any = None
@@ -87,7 +114,7 @@ class Strand:
         self._turn = threading.Semaphore(0)
         self._arrived = threading.Event()
         self._thread: threading.Thread | None = None
-        for engine in filter(None, (self.database.engine, self.database._reader)):
+        for engine in {self.database.engine, self.database._reader or self.database.engine}:
             self._listen(engine)
 
     def _listen(self, engine: sa.Engine) -> None:
@@ -96,10 +123,18 @@ class Strand:
             @sa.event.listens_for(engine, "connect")
             def wait_for_nobody(connection: Any, _record: Any) -> None:
                 connection.execute("PRAGMA busy_timeout = 0")
+        else:
+
+            @sa.event.listens_for(engine, "connect")
+            def stand_still_for_long(connection: Any, _record: Any) -> None:
+                connection.execute("SET idle_in_transaction_session_timeout = 0")
+                connection.commit()
 
         @sa.event.listens_for(engine, "before_cursor_execute")
         def before(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
             touch = Touch.of(statement, self.empty)
+            if self.transaction == "BEGIN":  # which sees what was there at its first look
+                touch = touch._replace(asks=touch.asks | _SNAPSHOT)
             self._stop_before(touch)
             self.done = touch
             if statement.startswith("BEGIN"):
@@ -107,11 +142,12 @@ class Strand:
 
         @sa.event.listens_for(engine, "after_cursor_execute")
         def after(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-            if cursor.rowcount == 0:  # so nothing was locked
-                self.done = self.done._replace(asks=self.done.asks | self.done.writes, writes=frozenset())
-            elif not statement.startswith("BEGIN"):
-                done, wrote = self.done, self.wrote
-                self.wrote = wrote._replace(writes=wrote.writes | done.writes, adds=wrote.adds | done.adds)
+            if statement.startswith("BEGIN"):
+                return
+            if cursor.rowcount == 0 and not self.alone:  # SQLite cannot say yet how many rows it returns
+                self.done = self.done.without_rows()
+            if done := self.done.locks | self.done.adds:
+                self.wrote = self.wrote._replace(shows=self.wrote.shows | done | (_SNAPSHOT if self.alone else frozenset()))
 
         @sa.event.listens_for(engine, "commit")
         def before_commit(_connection: Any) -> None:
@@ -123,15 +159,16 @@ class Strand:
         def rolled_back(_connection: Any) -> None:
             self.wrote, self.transaction = Touch("COMMIT"), ""
 
-    def start(self, operation: Callable[[], Any]) -> None:
-        """Run an operation up to its first statement."""
+    def start(self, operation: Callable[[], Any], *, free: bool = False) -> None:
+        """Run an operation up to its first statement, or to its end if it is `free`."""
         self.error = self.result = self.next = None
-        self.over = self.blocked = self._free = False
+        self.over = self.blocked = False
+        self._free = free
         self._turn = threading.Semaphore(0)
         self._arrived.clear()
-        self._thread = threading.Thread(target=self._run, args=(operation,), name=self.name)
+        self._thread = threading.Thread(target=self._run, args=(operation,), name=self.name, daemon=True)
         self._thread.start()
-        self._arrived.wait(_LATE)
+        assert self._arrived.wait(_LATE), f"{self.name} does not come to its first statement"
 
     def _run(self, operation: Callable[[], Any]) -> None:
         try:
@@ -178,7 +215,7 @@ class Pair:
     name: str
     prepare: Callable[[Weaver], Any]
     operations: Callable[[Outbox, Any, int], Callable[[], Any]]  #: what each of the two does, with what was prepared
-    check: Callable[[Weaver, Any, Sequence[Any]], list[str]] = lambda *_: []
+    check: Callable[[Rows, Any, Sequence[Any]], list[str]] = lambda *_: []  #: of what is there then, and what each returned
     may_raise: tuple[type[Exception], ...] = ()
     fills: frozenset[str] = frozenset()  #: tables that get their first rows; others that are empty stay so
 
@@ -189,6 +226,7 @@ class Woven:
 
     name: str
     orders: int = 0
+    whole: bool = False  #: whether these are all there are
     left_out: int = 0  #: that would have been the same as one of them
     statements: int = 0
     waits: int = 0  #: statements that had to wait for a lock
@@ -196,9 +234,10 @@ class Woven:
     seconds: float = 0.0
 
     def __str__(self) -> str:
+        orders = f"{self.orders} orders, all of them" if self.whole else f"the first {self.orders} of more orders"
         return (
-            f"{self.name}: {self.orders} orders of their statements ({self.left_out} more make no difference), "
-            f"{self.statements:,} statements, {self.waits} waits, {self.seconds:.1f} s: {len(self.violations)} violations"
+            f"{self.name}: {orders} ({self.left_out} begun that make no difference), {self.statements:,} statements, "
+            f"{self.waits} waits, {self.seconds:.1f} s, {len(self.violations)} violations"
         )
 
 
@@ -234,41 +273,54 @@ class Weaver:
         for database in (self.plain, *(each.database for each in self.strands)):
             database.close()
 
-    def rows(self) -> dict[str, list[Any]]:
-        """What matters of what there is now, by table."""
-        with self.plain.read() as connection:
-            asked = {each: connection.exec_driver_sql(f"SELECT * FROM outbox_{each}") for each in _LOOKED_AT}
-            return {each: list(found.mappings()) for each, found in asked.items()}
-
-    def weave(self, pair: Pair, most: int = 10_000) -> Woven:
-        """Take every order; ends at the first violation."""
+    def weave(self, pair: Pair, most: int) -> Woven:
+        """Take every order, but no more than `most`; ends at the first violation."""
         began, woven = time.monotonic(), Woven(pair.name)
         self._wipe()
         prepared = pair.prepare(self)
-        self._keep()
+        unused = self._empty() - pair.fills - _APART - {"delivery", "attempt"}
+        self._keep(unused)
         for each in self.strands:
-            each.empty = frozenset(self._empty()) - pair.fills - {"delivery", "attempt", "audit"}
+            each.empty = unused
+        self._warm_up(pair, prepared)
         path: list[_Node] = []
-        while woven.orders < most:
+        while not woven.whole and not woven.violations and woven.orders < most:
             self._restore()
-            for strand, outbox, number in zip(self.strands, self.outboxes, (0, 1), strict=True):
-                strand.start(pair.operations(outbox, prepared, number))
-            told = self._run(path, woven)
-            if told is None:
-                woven.left_out += 1
-            else:
+            told = self._take(pair, prepared, path, woven)
+            woven.left_out += told is None
+            if told is not None:
                 woven.orders += 1
-                raised = [each.error for each in self.strands if each.error and not isinstance(each.error, pair.may_raise)]
-                wrong = [f"{type(each).__name__}: {str(each).splitlines()[0]}" for each in raised]
-                wrong += wrong or [*at_rest(self.rows()), *pair.check(self, prepared, [each.result for each in self.strands])]
-                if wrong:
-                    woven.violations = [f"{each}\n" + "\n".join(told) for each in wrong]
-                    break
+                assert unused <= self._empty(), f"{pair.name} fills {unused - self._empty()}"
+                woven.violations = ["\n".join([each, *told]) for each in self._wrong(pair, prepared)]
             _mind_races(path)
-            if not _turn_back(path):
-                break
+            woven.whole = not _turn_back(path)
         woven.seconds = time.monotonic() - began
         return woven
+
+    def _warm_up(self, pair: Pair, prepared: Any) -> None:
+        """Each alone, once: what is asked of each connection only once is in none of the orders then."""
+        for number, strand in enumerate(self.strands):
+            self._restore()
+            strand.start(pair.operations(self.outboxes[number], prepared, number), free=True)
+            strand.join()
+
+    def _take(self, pair: Pair, prepared: Any, path: list[_Node], woven: Woven) -> list[str] | None:
+        try:
+            for number, strand in enumerate(self.strands):
+                strand.start(pair.operations(self.outboxes[number], prepared, number))
+            return self._run(path, woven)
+        finally:
+            self._finish()
+
+    def _wrong(self, pair: Pair, prepared: Any) -> list[str]:
+        """What must not be, now that both are over."""
+        raised = [each.error for each in self.strands if each.error and not isinstance(each.error, pair.may_raise)]
+        if raised:
+            return [f"{type(each).__name__}: {str(each).splitlines()[0]}" for each in raised]
+        with self.plain.read() as connection:
+            asked = {each: connection.exec_driver_sql(f"SELECT * FROM outbox_{each}") for each in _LOOKED_AT}
+            rows = {each: list(found.mappings()) for each, found in asked.items()}
+        return [*at_rest(rows), *pair.check(rows, prepared, [each.result for each in self.strands])]
 
     def _run(self, path: list[_Node], woven: Woven) -> list[str] | None:
         """Take one order, as `path` says as far as it goes; None when it would be one that was taken."""
@@ -279,7 +331,6 @@ class Weaver:
             if depth == len(path):
                 awake = may.keys() - asleep
                 if not awake:
-                    self._finish()
                     return None
                 path.append(_Node(may, min(awake), set(asleep)))
             node = path[depth]
@@ -291,9 +342,7 @@ class Weaver:
             self._step(node.chosen, woven)
             node.touch = touch if self.strands[node.chosen].blocked else self.strands[node.chosen].done
             asleep = {each for each in node.asleep if each in may and not touch.minds(may[each])}
-        stuck = [each for each in self.strands if not each.over]
-        self._finish()
-        return [*told, *(f"  {each.name} waits for ever" for each in stuck)]
+        return [*told, *(f"  {each.name} waits for ever" for each in self.strands if not each.over)]
 
     def _may_go(self, number: int) -> bool:
         mine, other = self.strands[number], self.strands[1 - number]
@@ -311,24 +360,26 @@ class Weaver:
             self._settle(other)
 
     def _settle(self, strand: Strand) -> None:
-        ends = time.monotonic() + _LATE
-        while not strand.arrives(_SOON):
+        ends, patience = time.monotonic() + _LATE, _SOON
+        while not strand.arrives(patience):
             if not self.alone and self._waits_for_a_lock(strand):
                 strand.blocked = True
                 return
-            assert time.monotonic() < ends, f"{strand.name} neither goes on nor waits for a lock"
+            assert time.monotonic() < ends, f"{strand.name} neither goes on nor waits for the other"
+            patience *= 2
 
     def _waits_for_a_lock(self, strand: Strand) -> bool:
-        asked = "SELECT bool_or(cardinality(pg_blocking_pids(pid)) > 0) FROM pg_stat_activity WHERE application_name = :name"
-        return bool(self._watching.execute(sa.text(asked), {"name": strand.name}).scalar())
+        """Whether one waits for the other; vacuum may be in its way, too, but not for long."""
+        other = next(each for each in self.strands if each is not strand)
+        return bool(self._watching.execute(_WAITS, {"mine": strand.name, "other": other.name}).scalar())
 
     def _finish(self) -> None:
+        """Have both come to an end, wherever they are: at once, since each may wait for the other."""
         for each in self.strands:
             if not each.over:
                 each.finish()
-                if not self.alone:
-                    continue
-            each.join()
+                if self.alone:
+                    each.join()
         for each in self.strands:
             each.join()
 
@@ -337,14 +388,15 @@ class Weaver:
             for table in reversed(metadata.sorted_tables):
                 connection.execute(sa.delete(table))
 
-    def _empty(self) -> list[str]:
+    def _empty(self) -> frozenset[str]:
+        """The tables without a row."""
+        asked = " UNION ALL ".join(f"SELECT '{name}' WHERE NOT EXISTS (SELECT * FROM {name})" for name in metadata.tables)
         with self.plain.read() as connection:
-            counts = {name: connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar() for name in metadata.tables}
-        return [name.removeprefix("outbox_") for name, count in counts.items() if count == 0]
+            return frozenset(row[0].removeprefix("outbox_") for row in connection.exec_driver_sql(asked))
 
-    def _keep(self) -> None:
-        """Keep what is there, to be put back before each order."""
-        names = [table.name for table in metadata.sorted_tables]
+    def _keep(self, unused: frozenset[str]) -> None:
+        """Keep what is there, to be put back before each order, but for tables that are always empty."""
+        names = [table.name for table in metadata.sorted_tables if table.name.removeprefix("outbox_") not in unused]
         self._script([f"DROP TABLE IF EXISTS kept_{name}" for name in names])
         self._script([f"CREATE TEMP TABLE kept_{name} AS SELECT * FROM {name}" for name in names])
         back = [f"INSERT INTO {name} SELECT * FROM kept_{name}" for name in names]
@@ -394,7 +446,7 @@ def _turn_back(path: list[_Node]) -> bool:
     return False
 
 
-def at_rest(rows: Mapping[str, list[Any]]) -> Iterator[str]:
+def at_rest(rows: Rows) -> Iterator[str]:
     """What does not add up in a database on which nothing is under way."""
     messages = rows["message"]
     under_way = {row["id"]: row for row in rows["delivery"] if row["finished_at"] is None}
@@ -419,10 +471,3 @@ def at_rest(rows: Mapping[str, list[Any]]) -> Iterator[str]:
             yield f"I9: stream {head['stream_id']} has a message under way and says that it has none"
         if unfinished and not tried and head["claimed_by"] is None and head["blocked_by"] is None and head["due_at"] is None:
             yield f"I15: stream {head['stream_id']} rests although message {unfinished[0]['id']} waits"
-
-
-@contextlib.contextmanager
-def weaver(url: str, make: Callable[[Database], Outbox]) -> Iterator[Weaver]:
-    """A weaver for as long as it is entered."""
-    with Weaver(url, make) as made:
-        yield made
