@@ -1,13 +1,14 @@
 # One command for each habit. Needs Python 3.11 or newer (with venv and pip), make and git; everything else goes to .venv.
 
 PYTHON ?= python3
-WORKERS ?= logical
+# Two for each of two cores: many tests wait more than they work.
+WORKERS ?= 4
 MINUTES ?= 30
 TIMES ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUTF8 := 1
