@@ -1,8 +1,8 @@
 # One command for each habit. Needs Python 3.11 or newer (with venv and pip), make and git; everything else goes to .venv.
 
 PYTHON ?= python3
-# Two for each of two cores: many tests wait more than they work.
-WORKERS ?= 4
+# Many tests wait more than they work.
+WORKERS ?= 3
 MINUTES ?= 30
 TIMES ?= 10
 VENV := .venv

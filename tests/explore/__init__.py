@@ -13,6 +13,7 @@ scopes      what is explored: who is there, what may happen, and how far
 breaking    a snippet of a function is replaced while a test runs
 model       what an outbox should do, said with sets and lists
 machine     random lives of an outbox, compared with the model after every step
+world       where these lives take place: a database, a spool, and workers whose requests stand still on their way
 weaving     two transactions on one database, statement by statement, in every order that makes a difference
 pairs       which two transactions, and what must have come of both
 """

@@ -257,7 +257,8 @@ def test_a_connection_that_others_made_is_not_used(transport: RequestsTransport)
     def kept_open(connection: socket.socket, heard: bytearray) -> None:
         while block := connection.recv(1 << 16):
             heard += block
-            connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"code":0}')
+            if heard.endswith(b"--\r\n"):  # the end of a request
+                connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"code":0}')
 
     with Ear(kept_open) as ear:
         send(transport, ear.url)

@@ -83,7 +83,7 @@ def meant_by(key: str) -> Meant:
         ordering_key, ordered = f"share-{dice.randrange(SHARES)}", False
     lane = dice.choices((None, Lane.EXPRESS, Lane.BULK), (80, 10, 10))[0]
     later = dice.uniform(0, 0.5) if dice.random() < 0.05 else 0.0
-    lasts = dice.uniform(0.2, 3) if dice.random() < 0.05 else None
+    lasts = later + dice.uniform(0.2, 3) if dice.random() < 0.05 else None
     values = {"severity": dice.randrange(10), "words": "é\u4e2d" * dice.randrange(40)}
     references = {name: f"local://{name}" for name in contents}
     payload = {"assetId": key, "time": 1579580182824, "events": {"crack": values | references}}

@@ -1,0 +1,100 @@
+"""Random lives of an outbox go as the model says, on each kind of database; and mistakes made on purpose are found in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase
+
+from outbox import migrate
+from outbox.database import Database
+from outbox.model import FINAL, State
+from outbox.store import acting, claiming, recording
+from tests.explore.breaking import broken
+from tests.explore.machine import live
+from tests.explore.world import Place
+
+EVERY_DAY: dict[str, Any] = {"max_examples": 12, "stateful_step_count": 40, "derandomize": True}
+ON_MERGE: dict[str, Any] = {"max_examples": 16, "stateful_step_count": 50, "derandomize": True}
+#: A mistake is found, and not made small.
+WANTED: dict[str, Any] = {"max_examples": 100, "stateful_step_count": 40, "phases": [Phase.generate]}
+
+
+@pytest.fixture
+def place(migrated_sqlite_url: str, tmp_path: Path) -> Iterator[Place]:
+    with closing(Place(migrated_sqlite_url, tmp_path / "spool")) as place:
+        yield place
+
+
+def test_no_life_goes_wrong(place: Place) -> None:
+    print(live(place, **EVERY_DAY))
+
+
+@pytest.mark.merge
+def test_no_life_goes_wrong_without_wal(migrated_sqlite_url: str, tmp_path: Path) -> None:
+    with closing(Place(migrated_sqlite_url, tmp_path / "spool", journal="TRUNCATE")) as place:
+        print(live(place, **ON_MERGE))
+
+        with place.caller.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "truncate"
+
+
+@pytest.mark.merge
+def test_no_life_goes_wrong_on_postgres(postgres_url: str, tmp_path: Path) -> None:
+    with closing(Database(postgres_url)) as database:
+        migrate.upgrade(database)
+    with closing(Place(postgres_url, tmp_path / "spool")) as place:
+        print(live(place, **ON_MERGE))
+
+
+# Mistakes that are made on purpose.
+
+
+def _goes_wrong(place: Place, words: str, seed: int = 1) -> None:
+    with pytest.raises(BaseException, match=words):
+        live(place, seed=seed, **WANTED)
+
+
+def test_a_message_that_does_not_wait_for_the_one_before_is_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch, claiming._due, "pending, loose, come", "pending, come")
+
+    _goes_wrong(place, "of its stream is (pending|claimed)|two of one stream")
+
+
+@pytest.mark.merge  # it takes many lives
+def test_a_worker_that_looks_only_behind_the_last_id_is_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = [0]
+    waiting, mark_claimed = claiming.waiting, claiming.mark_claimed
+
+    def behind(*given: Any, **more: Any) -> list[claiming.Waiting]:
+        return [each for each in waiting(*given, **more) if each.attempt or each.id > last[0]]
+
+    def moving(connection: Any, taken: Any, *given: Any) -> Any:
+        last[0] = max(last[0], *(each.id for each in taken))
+        return mark_claimed(connection, taken, *given)
+
+    monkeypatch.setattr(claiming, "waiting", behind)
+    monkeypatch.setattr(claiming, "mark_claimed", moving)
+
+    _goes_wrong(place, "nothing stands in the way|is still pending")
+
+
+def test_a_replay_of_a_message_under_way_is_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(acting.FROM, "replay", FINAL | {State.CLAIMED})
+
+    _goes_wrong(place, "IntegrityError|CheckViolation")
+
+
+def test_a_record_that_does_not_ask_for_its_claim_is_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    fence = """\
+            claimed,
+                message.c.claimed_by == worker_id,
+                message.c.delivery_id == delivery_id,
+"""
+    broken(monkeypatch, recording.record, fence)
+
+    _goes_wrong(place, "IntegrityError|messages, as they are")
