@@ -63,6 +63,7 @@ FAULTS = (
         "a claim does not ask whether a message of the same stream goes first",
         (Edit(CLAIMING, "message.c.lane == lane, pending, loose, come)", "message.c.lane == lane, pending, come)"),),
         (
+            "tests/explore/test_machine.py::test_no_life_goes_wrong",
             OF_A_STREAM,
             "tests/conformance/test_store_claiming.py::test_of_a_stream_only_the_head_is_claimed[sqlite]",
         ),

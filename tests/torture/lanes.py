@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from tests import power
+from tests.explore.machine import machine
 from tests.explore.scopes import deep
 from tests.power.report import Report
 from tests.security.fuzz import fuzz
@@ -20,7 +21,7 @@ from tests.torture.postgres_kills import database_kills
 IN_FULL = 30.0
 NAMES = {"sqlite": "SQLite", "postgres": "Postgres"}
 #: Of what has a ledger of its own, so much between two looks at it.
-STATES, CUTS, DATABASE_KILLS = 1000, 20, 40
+STATES, CUTS, DATABASE_KILLS, LIVES = 1000, 20, 40, 25
 #: Seconds of what only takes time.
 PART = 50.0
 
@@ -76,6 +77,16 @@ def _explorer(course: Course) -> None:
         course.borrowed(explored, "odd")
 
 
+def _lives(course: Course) -> None:
+    def lived(folder: Path, seed: int) -> Report:
+        report = Report(seed)
+        report.counts["lives"] = machine(LIVES, seed)["lives"]
+        return report
+
+    while course.goes_on:
+        course.borrowed(lived, "odd")
+
+
 def _fuzz(course: Course) -> None:
     def fuzzed(folder: Path, seed: int) -> Report:
         report = Report(seed)
@@ -100,6 +111,7 @@ def _lanes() -> list[Lane]:
         Lane("database-kills", "postgres", "database kills", "kills of the database, Postgres", 200, 400.0, _database_kills),
         Lane("crash-states", "sqlite", "states", "crash states replayed, SQLite", 5000, 250.0, _crash_states),
         Lane("explorer", "sqlite", "states explored", "states of two workers explored, SQLite", 0, 100.0, _explorer),
+        Lane("machine", "sqlite", "lives", "random lives compared with a model, SQLite", 0, 60.0, _lives),
         Lane("fuzz", "none", "cases", "cases of what others may write, at random", 0, 60.0, _fuzz),
         Lane("cuts", "sqlite", "cuts", "real power cuts on ext4, SQLite", 100, 80.0, _cuts),
     ]
