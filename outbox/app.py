@@ -26,6 +26,7 @@ from outbox.care import Care
 from outbox.database import Database, in_our_words, missing_tables, not_power_safe
 from outbox.destinations.base import Destination
 from outbox.errors import (
+    NO_SCHEMA,
     ConfigurationError,
     DurabilityWarning,
     Fault,
@@ -162,6 +163,7 @@ class Outbox(Operations, Explaining, Views):
         )
         self.room.admit(sum(each.size or 0 for each in request.files if _comes_in(each)), request.size)
         attachments, fresh = self._spool_all(request)
+        connection: Connection | None = None
         try:
             # Only now, with the files at rest: the first statement may take SQLite's write lock.
             connection = session if isinstance(session, Connection) else session.connection()
@@ -171,11 +173,12 @@ class Outbox(Operations, Explaining, Views):
         except DBAPIError as error:
             self._drop(fresh)
             if missing_tables(error):
-                raise SchemaError("the database has no outbox schema yet; run: outbox db upgrade") from error
+                raise SchemaError(NO_SCHEMA) from error
             known = in_our_words(error, self.database.path)
             if known is None:
                 raise
-            spoiled(connection, error)
+            if connection is not None:  # it may not even have been made
+                spoiled(connection, error)
             raise known from error
         except BaseException:
             self._drop(fresh)
@@ -204,6 +207,8 @@ class Outbox(Operations, Explaining, Views):
             # Of a COMMIT nobody may know whether it was done: bytes without a row are swept, a row must not be without bytes.
             if not written or isinstance(error, OutOfRoom):
                 self._drop([spooled])
+            if isinstance(error, DBAPIError) and missing_tables(error):
+                raise SchemaError(NO_SCHEMA) from error
             raise
         return spooled
 
@@ -395,9 +400,9 @@ class Outbox(Operations, Explaining, Views):
                 if each.file.name in fresh:
                     arriving.add_file(connection, each.file, now)
             arriving.attach(connection, message_id, attachments)
-        except DBAPIError:
+        except BaseException:
             # A caller may go on and commit: then there must be no message without its files.
-            with contextlib.suppress(SQLAlchemyError):  # it may be lost, and a transaction with it
+            with contextlib.suppress(Exception):  # the connection may be lost, and a transaction with it
                 arriving.withdraw(connection, message_id)
             raise
         return Enqueued(message_id, True, State.PENDING)

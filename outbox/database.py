@@ -597,8 +597,9 @@ def wal_of(path: Path) -> int:
 
 def rolled_back(connection: Connection) -> bool:
     """Whether the database itself has rolled this connection's transaction back, as SQLite may when it is full."""
-    driver = connection.connection.dbapi_connection
-    return connection.dialect.name == "sqlite" and getattr(driver, "in_transaction", True) is False
+    if connection.dialect.name != "sqlite":  # of others the driver may have lost the connection, and nothing can be asked of it
+        return False
+    return getattr(connection.connection.dbapi_connection, "in_transaction", True) is False
 
 
 def in_our_words(error: DBAPIError, path: Path | None = None) -> OutOfRoom | DatabaseDamaged | None:
@@ -616,9 +617,16 @@ def in_our_words(error: DBAPIError, path: Path | None = None) -> OutOfRoom | Dat
         return OutOfRoom(f"{where} or its disk is full ({words}); make room or purge messages, and try again")
     if state == "53200":
         return OutOfRoom(f"the server of {where} is out of memory ({words}); try again later")
-    if code in _PERHAPS_FULL and path is not None and shutil.disk_usage(path.parent).free < _NOTHING_LEFT:
+    if code in _PERHAPS_FULL and path is not None and _nothing_left(path.parent):
         return OutOfRoom(f"the disk of {where} is full ({words}); make room or purge messages, and try again")
     return None
+
+
+def _nothing_left(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _NOTHING_LEFT
+    except OSError:  # it is gone, or its disk is: the database's own words say it better
+        return False
 
 
 def _first_line(error: object) -> str:

@@ -85,6 +85,9 @@ class DurabilityWarning(UserWarning):
     """With durability="warn": the caller's connection would lose a commit at a power cut."""
 
 
+NO_SCHEMA = "the database has no outbox schema yet; run: outbox db upgrade"
+
+
 class SchemaError(OutboxError):
     """The database is not migrated, or newer than this code."""
 

@@ -156,11 +156,18 @@ def open_source(offered: Offered) -> BinaryIO:
     except OSError as error:
         raise Refused([Fault(path, f"cannot be read: {error.strerror}")]) from None
     found = os.fstat(descriptor)
-    exchanged = not stat.S_ISREG(found.st_mode) or (not _WALKS and not os.path.samestat(found, os.lstat(source)))
+    exchanged = not stat.S_ISREG(found.st_mode) or not (_WALKS or _still(source, found))
     if exchanged or (offered.rooted and found.st_nlink > 1):
         os.close(descriptor)
         raise Refused([Fault(path, "was exchanged while it was being read" if exchanged else _LINKED)])
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def _still(path: Path, found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(found, os.lstat(path))
+    except OSError:
+        return False
 
 
 #: Whether a path can be walked folder by folder; elsewhere a folder on the way could become a link in between.

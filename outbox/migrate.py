@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, column, inspect, select, table
 
 from outbox.database import Database, lock_for_migration
-from outbox.errors import SchemaError
+from outbox.errors import NO_SCHEMA, SchemaError
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -49,7 +49,7 @@ def require_current(database: Database) -> None:
     if found == newest():
         return
     if found is None:
-        raise SchemaError("the database has no outbox schema yet; run: outbox db upgrade")
+        raise SchemaError(NO_SCHEMA)
     if found < newest():
         raise SchemaError(f"the database's outbox schema is {found}, this code needs {newest()}; run: outbox db upgrade")
     raise SchemaError(

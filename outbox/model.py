@@ -181,7 +181,7 @@ class Selection:
 
     @classmethod
     def from_json(cls, text: str) -> Selection:
-        """What `as_json` wrote. Raises ValueError, TypeError, KeyError or AttributeError for anything else."""
+        """What `as_json` wrote. Raises ValueError, TypeError, KeyError, AttributeError or OverflowError for anything else."""
         said: dict[str, Any] = json.loads(text)
         kinds: dict[str, Callable[[Any], Any]] = {
             "ids": lambda numbers: tuple(int(number) for number in numbers),

@@ -158,7 +158,7 @@ class Operations:
             raise ConfigurationError(f"act {act_id} is over; it was done to {many}")
         try:
             selection = Selection.from_json(row["chosen"])
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # a damaged row
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):  # a damaged row
             raise ConfigurationError(
                 f"what act {act_id} was to be done to cannot be read any more; begin another, and name the messages"
             ) from None

@@ -57,7 +57,8 @@ class Sender:
             _require_headers(upload.headers)
         except Exception as error:
             log.exception("destination %s cannot encode delivery %s", destination.name, batch.delivery, extra=_ids_of(batch))
-            facts = Facts(text=cleaned(f"cannot be encoded: {type(error).__name__}"))
+            words = str(error) if isinstance(error, OutboxError) else type(error).__name__
+            facts = Facts(text=cleaned(f"cannot be encoded: {words}"))
             # A bug, or a message that brings it out: halved like a refused batch, so that it is found without the others.
             return Reject(facts) if len(batch.messages) > 1 else Retry(facts)
         verdict = self._once(destination, batch, upload, held_back)
@@ -154,7 +155,9 @@ def _require_headers(headers: Mapping[str, str]) -> None:
     """Raises ConfigurationError for a header that no request may hold, without its value, which may be a secret."""
     for name, value in headers.items():
         if not (_HEADER.fullmatch(name) and value.isascii() and value.isprintable() and value == value.strip()):
-            raise ConfigurationError(f"the header {name[:60]!r} holds what is not printable ASCII, or white space at an end")
+            raise ConfigurationError(
+                f"the header {name[:60]!r} holds what is not printable ASCII, or white space at an end; set it without that"
+            )
 
 
 def _ids_of(batch: Batch) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -264,7 +264,8 @@ class _Fuse:
         self.reason: str | None = None
 
     def light(self) -> None:
-        self._timer.start()
+        with _one_more_thread():
+            self._timer.start()
 
     def put_out(self) -> None:
         self._timer.cancel()
@@ -309,6 +310,17 @@ class _Fuse:
                 with contextlib.suppress(OSError):
                     # On a TLS socket this shuts the TCP connection below, which is what wakes a blocked call.
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _one_more_thread() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError:
+        raise NotSent(
+            "not begun: this machine gives us no more threads; raise their limit (the user's, or the container's on pids), or "
+            "lower the destinations' senders"
+        ) from None
 
 
 _current = threading.local()
@@ -358,7 +370,11 @@ def _connected(connection: Any, fuse: _Fuse) -> socket.socket:
     failed: OSError | TransportError = OSError("the host has no address")
     for family, kind, protocol, _, place in _addresses(connection, fuse):
         fuse.check()
-        sock = socket.socket(family, kind, protocol)
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family that this machine does not speak; the next address may be of another
+            failed = error
+            continue
         try:
             _require_reach(reach, place, connection.host)  # nothing is to be learnt from whether it would have answered
             for option in connection.socket_options or ():
@@ -401,7 +417,8 @@ def _addresses(connection: Any, fuse: _Fuse) -> Iterable[tuple[Any, ...]]:
 
     fuse.stirred.clear()
     fuse.check()
-    threading.Thread(target=ask, name="outbox-resolver", daemon=True).start()
+    with _one_more_thread():
+        threading.Thread(target=ask, name="outbox-resolver", daemon=True).start()
     fuse.stirred.wait(fuse.left())
     fuse.check()
     return found.result()

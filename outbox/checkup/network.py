@@ -29,7 +29,7 @@ class OutOfReach(OSError):
 
 
 def reach(url: str, deadline: float, now: datetime, within: Reach | None = None) -> Reached:
-    """Connect to the host of a URL, with TLS where it says so. Raises OSError, in words; OutOfReach before a byte goes out."""
+    """Connect to the host of a URL, with TLS where it says so. Raises OSError, in words; OutOfReach without a connection."""
     parts = urlsplit(url)
     host, secure = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
@@ -42,15 +42,27 @@ def reach(url: str, deadline: float, now: datetime, within: Reach | None = None)
         connection = http.client.HTTPConnection(host, port, timeout=deadline)
     began = time.monotonic()
     try:
-        raw = connection.sock = socket.create_connection((host, port), deadline)
-        if within is not None and not within.takes(raw.getpeername()[0]):
-            raise OutOfReach(raw.getpeername()[0])
+        raw = connection.sock = _connected(host, port, deadline, within)
         if secure:
             connection.sock = trusted.wrap_socket(raw, server_hostname=host)
         seconds = time.monotonic() - began
         return Reached(f"{host}:{port}", seconds, _ahead(connection, now))
     finally:
         connection.close()
+
+
+def _connected(host: str, port: int, deadline: float, within: Reach | None) -> socket.socket:
+    """As uploads do it: an address that they may not go to is not even asked whether it answers."""
+    failed = OSError("the host has no address")
+    for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        if within is not None and not within.takes(str(place[0])):
+            failed = OutOfReach(place[0])
+            continue
+        try:
+            return socket.create_connection((str(place[0]), port), deadline)
+        except OSError as error:
+            failed = error
+    raise failed
 
 
 def in_words(error: OSError) -> tuple[str, str]:

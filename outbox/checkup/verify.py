@@ -25,7 +25,7 @@ from outbox.checkup import rows, wal
 from outbox.checkup.findings import Level, about_mark, in_words
 from outbox.checkup.shelf import Found, Shelf, older_than
 from outbox.counting import counted, verb
-from outbox.errors import FileChanged, FileMissing, SchemaError, SpoolError
+from outbox.errors import NO_SCHEMA, FileChanged, FileMissing, SchemaError, SpoolError
 from outbox.marks import ForeignSpool, Marks
 from outbox.model import State
 from outbox.policy import HANDFUL, SWEEP_GRACE
@@ -160,7 +160,7 @@ class Verification:
             return
         newest = migrate.newest()
         if found is None:
-            raise SchemaError("the database has no outbox schema yet; run: outbox db upgrade")
+            raise SchemaError(NO_SCHEMA)
         if found < newest:
             raise SchemaError(f"the database's outbox schema is {found}, this code needs {newest}; run: outbox db upgrade")
         if found > newest:

@@ -207,10 +207,13 @@ class DirectorySpool:
 
     def park(self, name: str) -> None:
         try:
+            path, parked = self._path(name), self._swept / name
             self._make_durable(self._swept)
+            if parked.exists():
+                return  # whoever was killed in the midst of it has left both names: both are deleted when its time is over
             # The time of parking, not of the last use, is what the parked file's keeping counts from.
-            os.utime(self._path(name))
-            _move(self._path(name), self._swept / name)
+            os.utime(path)
+            _move(path, parked)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -320,12 +323,16 @@ def _copy(name: str, source: BinaryIO, target: int, limit: int | None) -> Spoole
 
 
 def _move(source: Path, target: Path) -> None:
-    """Give a file a name in another folder; it loses the old one when the new one survives a power cut, and not before."""
+    """Give a file a name in another folder; it loses the old one when the new one survives a power cut, and not before.
+
+    Only who made the new name takes the old one away: of two who move it to and fro at once each would take one.
+    """
     try:
         target.hardlink_to(source)
     except FileExistsError:  # somebody was faster, or was killed before it was done
-        if not source.samefile(target):
-            source.replace(target)
+        if source.samefile(target):
+            return
+        source.replace(target)
     except FileNotFoundError:
         raise
     except OSError:  # a file system without links

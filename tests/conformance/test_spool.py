@@ -19,6 +19,7 @@ import pytest
 
 from outbox import DirectorySpool, FileChanged, FileMissing, SpoolError
 from outbox.ambient import uuid7
+from outbox.spool import directory
 from outbox.spool.base import Oversize
 
 CONTENT = b"photo\r\n\x00" * 1000
@@ -556,6 +557,29 @@ def test_many_who_want_a_parked_file_all_get_it(spool: DirectorySpool) -> None:
 
         with ThreadPoolExecutor(4) as pool:
             assert [CONTENT] * 4 == [future.result() for future in [pool.submit(take) for _ in range(4)]]
+
+
+@pytest.mark.parametrize("first", ["taken back", "parked"])
+def test_a_file_that_is_parked_and_taken_back_at_the_same_moment_keeps_a_name(
+    spool: DirectorySpool, root: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """The second comes when the first has made the new name, and has not yet taken the old one away."""
+    put(spool)
+    if first == "taken back":
+        spool.park(NAME)
+    other, came, sync = DirectorySpool(root), [], directory._sync_folder
+
+    def meanwhile(folder: Path) -> None:
+        sync(folder)
+        if not came and spool._path(NAME).exists() and (spool._swept / NAME).exists():
+            came.append(1)
+            other.park(NAME) if first == "taken back" else read(other)
+
+    monkeypatch.setattr(directory, "_sync_folder", meanwhile)
+    read(spool) if first == "taken back" else spool.park(NAME)
+
+    assert came
+    assert CONTENT == read(spool)
 
 
 # Cleaning.

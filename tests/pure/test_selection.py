@@ -31,6 +31,12 @@ def test_it_comes_back_as_it_was_kept(selection: Selection) -> None:
     assert selection == Selection.from_json(selection.as_json())
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "7", '{"what": 1}', '{"ids": 7}', '{"states": ["lost"]}', '{"limit": Infinity}'])
+def test_what_nobody_kept_is_refused_in_one_of_a_few_ways(text: str) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError, OverflowError)):
+        Selection.from_json(text)
+
+
 @given(SELECTIONS)
 def test_it_says_something_of_everything_that_narrows_it(selection: Selection) -> None:
     assert (str(selection) == "everything") == (not selection.narrows and selection.limit is None)

@@ -17,13 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox import EnosEvents, Policy, State, Token
+from outbox import transport as transport_module
 from outbox.addresses import Reach, networks
 from outbox.checkup import Doctor
+from outbox.checkup.network import OutOfReach, reach
 from outbox.errors import ConfigurationError, NoAnswer, NotSent
 from outbox.multipart import FieldPart
 from outbox.settings import build, load
 from outbox.transport import RequestsTransport, Upload
-from tests.factories import column, states
+from tests.factories import NOW, column, states
 from tests.security.ear import Ear
 from tests.story.conftest import Place
 
@@ -364,6 +366,40 @@ def test_the_doctor_keeps_away_as_well(place: Place, ear: Ear) -> None:
     assert found["reach"].endswith("it is at 127.0.0.1, and it takes public addresses only")
     assert "no public address" in found["token"]
     assert (0, b"") == (place.receiver.begun, ear.heard)
+
+
+def test_the_doctor_does_not_even_ask_whether_it_would_answer(ear: Ear, transport: RequestsTransport) -> None:
+    with pytest.raises(OutOfReach):
+        reach(ear.url, 5, NOW, PUBLIC)
+    send(transport, ear.url)
+
+    ear.settle()
+    assert 1 == len(ear.conversations), "the first that came was ours"
+
+
+def test_a_family_that_this_machine_does_not_speak_is_passed_over(
+    ear: Ear, transport: RequestsTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads_to(monkeypatch, ["::1", "127.0.0.1"])
+
+    class OnlyFour:
+        """The module, without the one family."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(socket, name)
+
+        def __call__(self, family: int, *more: Any) -> socket.socket:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            return socket.socket(family, *more)
+
+    lame = OnlyFour()
+    monkeypatch.setattr(transport_module, "socket", lame)
+    lame.__dict__["socket"] = lame
+
+    answer = send(transport, f"http://hooks.example:{ear.port}/in")
+
+    assert 200 == answer.status
 
 
 SETTINGS = """

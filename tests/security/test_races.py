@@ -113,7 +113,7 @@ def test_what_is_enqueued_under_attack_is_delivered_as_it_was_copied(place: Plac
     with place.engine.connect() as connection:
         facts = {row.sha256: row.size for row in connection.execute(file.select())}
     carried = [each for struct in place.receiver.accepted for each in struct.files.values()]
-    assert kept == len(carried) == len(states(place.database)) >= 5
+    assert kept == len(carried) == len(states(place.database)) >= 1
     assert all(facts[each.sha256] == each.size for each in carried)
 
 
