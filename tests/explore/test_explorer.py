@@ -56,11 +56,11 @@ def test_no_order_of_the_two_threads_of_a_worker_breaks_a_law(stage: Stage) -> N
 @pytest.mark.parametrize(
     ("scope", "depth"),
     [
-        (scopes.EVERYTHING, in_full(9, 7)),
+        (scopes.EVERYTHING, in_full(9, 6)),
         (scopes.CRASHES, in_full(13, 12)),
         (scopes.TROUBLES, in_full(12, 10)),
         (scopes.STREAM, in_full(9, 7)),
-        (scopes.BATCH, in_full(9, 7)),
+        (scopes.BATCH, in_full(9, 6)),
     ],
     ids=lambda value: value.name if isinstance(value, Scope) else str(value),
 )
@@ -95,7 +95,7 @@ def test_without_the_fence_a_worker_writes_over_its_successors_claim(stage: Stag
     _breaks_a_law(stage, scopes.CRASHES, "claims, ok, lost, looks around, rescues, crashes, beats", "IntegrityError")
 
 
-@pytest.mark.merge
+@pytest.mark.full
 @pytest.mark.parametrize("whose", ["message.c.claimed_by == worker_id,", "message.c.delivery_id == delivery_id,"])
 def test_half_a_fence_is_enough_as_long_as_identities_and_deliveries_are_new(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, whose: str

@@ -150,7 +150,9 @@ STEPS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(
+    "steps", [pytest.param(each, marks=pytest.mark.full if each.startswith("a year") else []) for each in STEPS]
+)
 @pytest.mark.long
 def test_work_goes_on_through_steps_of_the_clock(place: Place, wall: WallClock, pulse: Pulse, steps: str) -> None:
     made = outbox_at(place, wall)

@@ -62,8 +62,8 @@ def kill(sweep: Sweep, operation: str, at: int) -> str:
 @pytest.mark.merge
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_process_that_is_killed_at_any_point_is_made_good(sweep: Sweep, operation: str) -> None:
-    """In full at each; in brief at one in three, from where chance begins."""
-    stride = in_full(1, 3)
+    """In full at each; in brief at one in five, from where chance begins."""
+    stride = in_full(1, 5)
     at = dice().randint(1, stride)
     struck: list[str] = []
     while (point := kill(sweep, operation, at)) and point != "the end":
@@ -111,7 +111,7 @@ def test_a_process_that_is_killed_at_any_system_call_is_made_good(sqlite_sweep: 
     assert [] == sqlite_sweep.make_good(OPERATIONS[operation].passes)
 
     for call, many in found.items():
-        for number in range(1, many + 1, in_full(1, max(1, many // 8))):
+        for number in range(1, many + 1, in_full(1, max(1, many // 4))):
             kill_at_call(sqlite_sweep, operation, call, number)
 
     print(f"{operation}: {found.total()} system calls; {dict(found)}")

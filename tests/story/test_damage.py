@@ -474,6 +474,7 @@ HISTORY = {
     "outbox_audit": None,
     "outbox_reserve": None,
     "outbox_file": {"created_at", "free_at"},
+    "outbox_spool": {"created_at"},
     "outbox_destination": {"failures", "open_until", "reject_streak", "ramp", "rate_tokens", "rate_at", "learned_bytes"},
     "outbox_head": {"served", "due_at", "scheduled", "forgiven", "claimed_by", "blocked_by"},
     "outbox_share": {"served", "due_at", "scheduled"},

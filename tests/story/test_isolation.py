@@ -170,7 +170,10 @@ def refusals(place: Place) -> Counter[str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("placement", ["spread", "adjacent", "first", "last", "random"])
+@pytest.mark.parametrize(
+    "placement",
+    ["spread", "adjacent", *(pytest.param(each, marks=pytest.mark.full) for each in ("first", "last", "random"))],
+)
 def test_ten_bad_messages_are_refused_by_name(place: Place, placement: str) -> None:
     good = in_full(1000, 400)
     refused_by_name(place, good, chosen(placement, good + 10, 10), "hand", keep_good=placement in ("adjacent", "random"))
@@ -301,9 +304,10 @@ BREAKS: dict[str, tuple[Behaviour, int, Reason]] = {
     "500": (Status(500), 0, Reason.EXHAUSTED),
     "silence": (Silence(), 0, Reason.OUTCOME_UNKNOWN),
 }
+OFTEN = ("reset in a long body", "500", "silence")
 
 
-@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("how", [pytest.param(each, marks=[] if each in OFTEN else pytest.mark.full) for each in BREAKS])
 @pytest.mark.long
 def test_a_message_that_breaks_every_request_is_given_up_alone(place: Place, how: str) -> None:
     behaviour, size, reason = BREAKS[how]

@@ -109,7 +109,13 @@ def _behaving(stack: contextlib.ExitStack, behaviour: Any, **more: Any) -> Outag
 KINDS = [connection_refused, black_hole, never_answers, http_500, http_404_with_html, redirect, token_service_down]
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+RARE = (black_hole, http_500, redirect)
+
+
+@pytest.fixture(
+    params=[pytest.param(each, marks=pytest.mark.full if each in RARE else []) for each in KINDS],
+    ids=lambda kind: kind.__name__,
+)
 def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
     with contextlib.ExitStack() as stack:
         yield request.param(stack)

@@ -55,7 +55,7 @@ def test_nothing_is_lost_when_the_server_is_killed_at_any_moment_and_the_same_wo
     seed = int(os.environ.get("OUTBOX_TEST_SEED", random.randrange(10**6)))
     print(f"OUTBOX_TEST_SEED={seed}")
 
-    report = database_kills(tmp_path, seed, count=in_full(200, 15), server=slow_postgres)
+    report = database_kills(tmp_path, seed, count=in_full(200, 8), server=slow_postgres)
 
     print(report)
     assert [] == report.faults

@@ -262,7 +262,7 @@ def named(place: Place, policy: Policy | None = None) -> Outbox:
 # When its tokens end all the time
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_many_senders_ask_for_one_token_each_time_one_ends(database_url: str, tmp_path: Any) -> None:
     messages, ends = in_full(10_000, 1000), 50
     with Receiver(app_secret="s3cr3t") as receiver:

@@ -234,7 +234,11 @@ def test_tokens_that_are_taken_back_in_mid_backlog_cost_nothing(make_gate: MakeG
 
 
 @pytest.mark.parametrize("revokes", [True, False], ids=["refresh revokes", "refresh leaves the old one"])
-@pytest.mark.parametrize("pause", [7, 45, 4000], ids=["they live on", "they are renewed early", "they end while nobody looks"])
+@pytest.mark.parametrize(
+    "pause",
+    [pytest.param(7, marks=pytest.mark.full), 45, 4000],
+    ids=["they live on", "they are renewed early", "they end while nobody looks"],
+)
 def test_short_lived_tokens_carry_a_long_backlog(make_gate: MakeGate, revokes: bool, pause: int) -> None:
     gate = make_gate(Policy(batch_messages=2), Clock(), token_lifetime=100, refresh_revokes=revokes)
     gate.enqueue(30)

@@ -50,7 +50,7 @@ def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
 def test_many_kills_lose_nothing(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     server = None if kind == "sqlite" else request.getfixturevalue("postgres_server_url")
 
-    many = in_full(100, 30)
+    many = in_full(100, 15)
 
     news = tortured("kills", "kills", many, tmp_path, kind=kind, server=server)
 
@@ -63,7 +63,7 @@ def test_many_kills_lose_nothing(kind: str, tmp_path: Path, request: pytest.Fixt
 def test_pauses_beyond_the_gone_time_lose_nothing(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     server = None if kind == "sqlite" else request.getfixturevalue("postgres_server_url")
 
-    many = in_full(30, 10)
+    many = in_full(30, 5)
 
     news = tortured("pauses", "pauses", many, tmp_path, kind=kind, server=server)
 
