@@ -76,7 +76,7 @@ def test_a_process_that_is_killed_at_any_point_is_made_good(sweep: Sweep, operat
 
 
 def test_a_process_that_is_killed_at_some_point_is_made_good(sqlite_sweep: Sweep) -> None:
-    """Of some operations one point each, by chance; for all of them on both databases: `make test-merge`."""
+    """Of some operations one point each, by chance; for more of them, and on both databases: `make test-merge`."""
     chance = dice()
     for operation in chance.sample(list(OPERATIONS), 8):
         many = len(sqlite_sweep.run(operation).labels)

@@ -47,7 +47,7 @@ def adds_up(report: Report) -> None:
 def test_nothing_is_lost_in_whatever_a_power_cut_may_leave(
     recording: Callable[[], Recordings], receiver: Receiver, tmp_path: Path, seed: int
 ) -> None:
-    """At some points, by chance; at all of them: `make test-merge`."""
+    """At some points, by chance; at more of them: `make test-merge`, at all: `make test-all`."""
     found = recording()
     examiner = Examiner(tmp_path, seed, receiver)
 
