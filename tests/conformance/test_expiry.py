@@ -1,0 +1,84 @@
+"""Messages whose time is over: given up a handful at a time, and their streams go on where that was asked for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from outbox import Lane, Policy
+from outbox.claims import Claims
+from outbox.database import Database
+from outbox.patience import Breaker
+from outbox.store import breaker
+from tests.factories import NOW, Clock, enos, join, put, states
+
+SOON = NOW + timedelta(seconds=1)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def claims_of(database: Database, clock: Clock, **policies: Policy) -> Claims:
+    """Of the worker w1, at these destinations."""
+    with database.begin() as connection:
+        join(connection, "w1")
+        breaker.declare(connection, list(policies))
+    destinations = {name: enos(name=name, policy=policy) for name, policy in policies.items()}
+    return Claims(database, destinations, clock.ambient, lambda: "w1")
+
+
+@pytest.mark.parametrize(("on_dead", "left"), [("skip", ["second"]), ("block", [])])
+def test_a_stream_whose_head_ran_out_of_time_goes_on_if_its_own_destination_skips(
+    database: Database, clock: Clock, on_dead: str, left: list[str]
+) -> None:
+    other = "block" if on_dead == "skip" else "skip"
+    claims = claims_of(database, clock, enos=Policy(on_dead=on_dead), elsewhere=Policy(on_dead=other))  # type: ignore[arg-type]
+    with database.begin() as connection:
+        put(connection, "first", ordering_key="k", expires_at=SOON)
+        put(connection, "second", ordering_key="k")
+    clock.move(seconds=5)
+
+    assert 1 == claims.expire()
+
+    with database.begin() as connection:
+        batch = claims.claim(connection, "enos", [Lane.NORMAL])
+    assert left == [each.key for each in (batch.messages if batch else ())]
+    assert "dead" == states(database)["first"]
+
+
+def test_they_are_given_up_a_handful_at_a_time(database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox.claims.HANDFUL", 2)
+    claims = claims_of(database, clock, enos=Policy())
+    with database.begin() as connection:
+        for number in range(3):
+            put(connection, f"m{number}", expires_at=SOON)
+    clock.move(seconds=5)
+
+    assert [2, 1, 0] == [claims.expire() for _ in range(3)]
+
+
+def test_a_clock_that_was_never_set_gives_nothing_up(database: Database) -> None:
+    clock = Clock(wall=datetime(1970, 1, 1, tzinfo=UTC))
+    claims = claims_of(database, clock, enos=Policy())
+    with database.begin() as connection:
+        put(connection, "m", expires_at=SOON)
+
+    assert 0 == claims.expire()
+    assert {"m": "pending"} == states(database)
+
+
+def test_a_look_minds_the_breaker_of_its_own_destination(database: Database, clock: Clock) -> None:
+    claims = claims_of(database, clock, enos=Policy(), elsewhere=Policy())
+    with database.begin() as connection:
+        breaker.move(connection, "enos", Breaker(), Breaker(5, NOW + timedelta(seconds=30)), NOW)
+        put(connection, destination="enos")
+        put(connection, destination="elsewhere")
+
+    assert [False, True] == [claims.anything_due(name, [Lane.NORMAL]) for name in ("enos", "elsewhere")]
+
+
+def test_where_there_is_no_rate_nobody_waits_for_it(database: Database, clock: Clock) -> None:
+    assert claims_of(database, clock, enos=Policy()).wait_for_rate("enos") is None
