@@ -7,7 +7,7 @@ Without any, those tests are skipped; where CI or OUTBOX_ALL_TOOLS is set, they 
 `make test` leaves out what only a change that is about to land must pass (`make test-merge`): see `is_for_a_merge`.
 OUTBOX_LONG=1 (`make test-all`) runs everything at full size: tests marked `full`, which nothing else runs; tests marked `long`
 on both databases instead of on one of them in turn; and the numbers that `in_full` of factories.py gives (messages, followers,
-points to be killed at) as large as they were promised. A planted fault is looked for at full size, too.
+points to be killed at) as large as they were promised.
 """
 
 import contextlib

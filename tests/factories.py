@@ -20,7 +20,6 @@ from outbox.store import arriving, claiming, living, recording, shares
 from outbox.tables import attempt, delivery, message, metadata
 from outbox.timekeeping import When
 from outbox.verdict import Settlement
-from tests.planted.planting import PLANTED
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ORIGIN = 1579580182824
@@ -28,11 +27,8 @@ T = TypeVar("T")
 
 
 def in_full(full: T, brief: T) -> T:
-    """What a story is about, such as a number: in full with OUTBOX_LONG=1, else so that it shows the same in less time.
-
-    In full also where a fault was planted: by chance nobody may find it.
-    """
-    return full if os.environ.get("OUTBOX_LONG") == "1" or PLANTED in os.environ else brief
+    """What a story is about, such as a number: in full with OUTBOX_LONG=1, else so that it shows the same in less time."""
+    return full if os.environ.get("OUTBOX_LONG") == "1" else brief
 
 
 @dataclass

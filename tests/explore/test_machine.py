@@ -20,7 +20,7 @@ from tests.explore.world import Place
 from tests.factories import in_full
 
 EVERY_DAY: dict[str, Any] = {"max_examples": 12, "stateful_step_count": 40, "derandomize": True}
-ON_MERGE: dict[str, Any] = {"max_examples": in_full(100, 8), "stateful_step_count": 50, "derandomize": True}
+ON_MERGE: dict[str, Any] = {"max_examples": in_full(100, 5), "stateful_step_count": 50, "derandomize": True}
 #: A mistake is found, and not made small.
 WANTED: dict[str, Any] = {"max_examples": 100, "stateful_step_count": 40, "phases": [Phase.generate]}
 

@@ -144,10 +144,10 @@ def nursery() -> Iterator[Nursery]:
 def test_some_planted_faults_are_caught(
     nursery: Nursery, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
 ) -> None:
-    """Eight by chance, each by the quickest of those that must catch it; all of them by all: `make planted`."""
+    """Five by chance, each by the quickest of those that must catch it; all of them by all: `make planted`."""
     seed = int(os.environ.get("OUTBOX_TEST_SEED", random.randrange(10**6)))
     print(f"OUTBOX_TEST_SEED={seed}")
-    for fault in random.Random(seed).sample(list(FAULTS.values()), 8):
+    for fault in random.Random(seed).sample(list(FAULTS.values()), 5):
         caught(fault, fault.detectors[-1:], nursery, request, record_property)
 
 

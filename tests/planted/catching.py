@@ -194,6 +194,7 @@ def _do(job: dict[str, Any], folder: Path) -> None:
     os.environ |= {"OUTBOX_TEST_SEED": SEED, "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis")}
     for name in NOT_INHERITED:
         os.environ.pop(name, None)
+    os.environ["OUTBOX_LONG"] = "1"  # by chance nobody may find it
     if job["fault"]:
         os.environ[PLANTED] = job["fault"]
     plant_what_is_asked_for()

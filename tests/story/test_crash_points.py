@@ -59,7 +59,7 @@ def kill(sweep: Sweep, operation: str, at: int) -> str:
     return ended.killed_at
 
 
-@pytest.mark.merge
+@pytest.mark.long
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_process_that_is_killed_at_any_point_is_made_good(sweep: Sweep, operation: str) -> None:
     """In full at each; in brief at one in five, from where chance begins."""

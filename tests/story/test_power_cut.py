@@ -69,7 +69,9 @@ def test_a_caller_whose_setting_would_lose_a_commit_is_refused_every_time(record
 
 
 @pytest.mark.merge
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize(
+    "scene", [pytest.param(each, marks=[] if each in ("producer", "worker") else pytest.mark.full) for each in SCENES]
+)
 def test_nothing_is_lost_at_any_point_of_a_recording(receiver: Receiver, tmp_path: Path, seed: int, scene: str) -> None:
     """In full after every operation: the least that may be left, the most, and something in between; in brief after some."""
     try:

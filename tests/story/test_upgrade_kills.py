@@ -213,7 +213,7 @@ def test_an_upgrade_that_is_killed_here_and_there_and_done_again_is_as_one_that_
 
 
 @pytest.mark.merge
-@pytest.mark.parametrize("beginning", ["nothing", "outbox_0001", "outbox_0003"])
+@pytest.mark.parametrize("beginning", ["nothing", pytest.param("outbox_0001", marks=pytest.mark.full), "outbox_0003"])
 def test_an_upgrade_that_is_killed_anywhere_and_done_again_is_as_one_that_was_not(
     place: Place, copy: Callable[[Place], str], beginning: str
 ) -> None:
