@@ -27,6 +27,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "outbox needs Python 3.11 or newer, this is %d.%d. Try: make setup PYTHON=python3.13" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@# Compiled once here, and not by every process of the first run at the same time.
+	@$(BIN)/python -m compileall -q outbox migrations
+	@$(BIN)/python -m pytest -q --collect-only tests > /dev/null
 	@touch $@
 
 test: setup ## the tests of every day, in a hundred seconds (one folder: only=pure)
