@@ -57,8 +57,8 @@ def test_no_order_of_the_two_threads_of_a_worker_breaks_a_law(stage: Stage) -> N
     ("scope", "depth"),
     [
         (scopes.EVERYTHING, in_full(9, 6)),
-        (scopes.CRASHES, in_full(13, 12)),
-        (scopes.TROUBLES, in_full(12, 10)),
+        (scopes.CRASHES, in_full(13, 11)),
+        (scopes.TROUBLES, in_full(12, 9)),
         (scopes.STREAM, in_full(9, 7)),
         (scopes.BATCH, in_full(9, 6)),
     ],

@@ -55,7 +55,7 @@ def outbox(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = tmp_path_factory.mktemp("alone") / "venv"
     run(sys.executable, "-m", "venv", environment)
     commands = environment / ("Scripts" if os.name == "nt" else "bin")
-    run(commands / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel)
+    run(commands / "python", "-m", "pip", "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt", wheel)
     return commands / "outbox"
 
 

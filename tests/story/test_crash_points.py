@@ -111,7 +111,7 @@ def test_a_process_that_is_killed_at_any_system_call_is_made_good(sqlite_sweep: 
     assert [] == sqlite_sweep.make_good(OPERATIONS[operation].passes)
 
     for call, many in found.items():
-        for number in range(1, many + 1, in_full(1, max(1, many // 4))):
+        for number in range(1, many + 1, in_full(1, max(1, many // 2))):
             kill_at_call(sqlite_sweep, operation, call, number)
 
     print(f"{operation}: {found.total()} system calls; {dict(found)}")

@@ -63,7 +63,7 @@ def test_many_kills_lose_nothing(kind: str, tmp_path: Path, request: pytest.Fixt
 def test_pauses_beyond_the_gone_time_lose_nothing(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     server = None if kind == "sqlite" else request.getfixturevalue("postgres_server_url")
 
-    many = in_full(30, 5)
+    many = in_full(30, 3)
 
     news = tortured("pauses", "pauses", many, tmp_path, kind=kind, server=server)
 
