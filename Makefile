@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # Many tests wait more than they work.
-WORKERS ?= 3
+WORKERS ?= 4
 MINUTES ?= 30
 TIMES ?= 10
 VENV := .venv
