@@ -10,6 +10,13 @@ from typing import Any
 
 import pytest
 
+#: What keeps a worker from recording what is not its claim any more, in `recording.record`.
+FENCE = """\
+            claimed,
+                message.c.claimed_by == worker_id,
+                message.c.delivery_id == delivery_id,
+"""
+
 
 def broken(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any], before: str, after: str = "") -> None:
     """Let a function have `after` where it has `before`, wherever it is called from."""

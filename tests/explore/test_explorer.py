@@ -13,7 +13,7 @@ from outbox.model import State
 from outbox.store import acting, claiming, living, recording
 from tests.explore import scopes
 from tests.explore.acts import Scope
-from tests.explore.breaking import broken
+from tests.explore.breaking import FENCE, broken
 from tests.explore.explorer import Explored, explore
 from tests.explore.stage import Stage
 from tests.factories import in_full
@@ -85,12 +85,7 @@ def _breaks_a_law(stage: Stage, scope: Scope, steps: str, law: str, within: int 
 
 
 def test_without_the_fence_a_worker_writes_over_its_successors_claim(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    fence = """\
-            claimed,
-                message.c.claimed_by == worker_id,
-                message.c.delivery_id == delivery_id,
-"""
-    broken(monkeypatch, recording.record, fence)
+    broken(monkeypatch, recording.record, FENCE)
 
     _breaks_a_law(stage, scopes.CRASHES, "claims, ok, lost, looks around, rescues, crashes, beats", "IntegrityError")
 

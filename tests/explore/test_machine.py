@@ -14,7 +14,7 @@ from outbox import migrate
 from outbox.database import Database
 from outbox.model import FINAL, State
 from outbox.store import acting, claiming, recording
-from tests.explore.breaking import broken
+from tests.explore.breaking import FENCE, broken
 from tests.explore.machine import live
 from tests.explore.world import Place
 from tests.factories import in_full
@@ -95,11 +95,6 @@ def test_a_replay_of_a_message_under_way_is_seen(place: Place, monkeypatch: pyte
 
 @pytest.mark.merge  # as the explorer finds every day
 def test_a_record_that_does_not_ask_for_its_claim_is_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    fence = """\
-            claimed,
-                message.c.claimed_by == worker_id,
-                message.c.delivery_id == delivery_id,
-"""
-    broken(monkeypatch, recording.record, fence)
+    broken(monkeypatch, recording.record, FENCE)
 
     _goes_wrong(place, "IntegrityError|messages, as they are")

@@ -13,7 +13,7 @@ from outbox import Outbox, Policy, database
 from outbox.database import Database
 from outbox.store import claiming, recording, streams
 from outbox.tables import message
-from tests.explore.breaking import broken
+from tests.explore.breaking import FENCE, broken
 from tests.explore.pairs import BY_NAME, PAIRS, in_a_transaction, some
 from tests.explore.weaving import Pair, Weaver
 from tests.factories import Clock, an_outbox, enos, in_full
@@ -81,12 +81,7 @@ def test_claims_without_a_lock_are_seen(
 
 @pytest.mark.merge
 def test_two_rescues_without_the_fence_are_seen(postgres_weaver: Weaver, monkeypatch: pytest.MonkeyPatch) -> None:
-    fence = """\
-            claimed,
-                message.c.claimed_by == worker_id,
-                message.c.delivery_id == delivery_id,
-"""
-    broken(monkeypatch, recording.record, fence)
+    broken(monkeypatch, recording.record, FENCE)
 
     _breaks(postgres_weaver, "rescue × rescue", "IntegrityError")
 
