@@ -61,10 +61,10 @@ def test_they_are_given_up_a_handful_at_a_time(database: Database, clock: Clock,
 
 
 def test_a_clock_that_was_never_set_gives_nothing_up(database: Database) -> None:
-    clock = Clock(wall=datetime(1970, 1, 1, tzinfo=UTC))
+    clock = Clock(wall=datetime(1970, 1, 2, tzinfo=UTC))
     claims = claims_of(database, clock, enos=Policy())
     with database.begin() as connection:
-        put(connection, "m", expires_at=SOON)
+        put(connection, "m", expires_at=datetime(1970, 1, 1, tzinfo=UTC))
 
     assert 0 == claims.expire()
     assert {"m": "pending"} == states(database)
