@@ -125,7 +125,11 @@ class Health:
         return found
 
     def _require_unlocked(self, by: float) -> None:
-        if not self._unlocked.end(by):
+        try:
+            unlocked = self._unlocked.end(by)
+        except NoAnswerYet as error:  # on a machine that stood still meanwhile
+            raise NoAnswerYet(f"it answers; whether its write lock is free, nobody knows: {error}") from error
+        if not unlocked:
             raise NoAnswerYet(f"somebody keeps its write lock for more than {_LOCK_KEPT:g} s")
 
     def database_is_there(self, within: float = WITHIN) -> bool:

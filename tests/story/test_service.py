@@ -30,6 +30,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from prometheus_client.parser import text_string_to_metric_families
 
 from outbox import ConfigurationError, Outbox, Policy, Refused, State, Worker, logs, migrate, secret, telemetry
+from outbox.health import Health
 from outbox.metrics import Metrics
 from outbox.port import Page, Port
 from outbox.service import Service
@@ -406,6 +407,19 @@ def test_the_pages_answer_while_somebody_has_sqlite_to_himself(sqlite_place: Pla
     assert [200, 503, 200] == [got.status for got in answers], "who works is well, but there is nothing that it can do"
     assert "write lock" in answers[1].json["database"]["text"]
     assert max(got.seconds for got in answers) < SOON
+
+
+def test_who_asks_too_shortly_hears_that_the_lock_is_what_nobody_knows_of(sqlite_place: Place) -> None:
+    outbox = sqlite_place.outbox()
+    health = Health(outbox.database, outbox.spool_store, outbox.ambient)
+    assert health.database_is_there(), "which it says again for two seconds"
+    with contextlib.closing(sqlite_place.engine.raw_connection()) as raw:
+        raw.cursor().execute("BEGIN IMMEDIATE")
+        database = health.parts(within=0.2)["database"]
+        raw.rollback()
+
+    assert not database.ok
+    assert str(database.text).startswith("it answers; whether its write lock is free, nobody knows: no answer for 0.")
 
 
 # Metrics
