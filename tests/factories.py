@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import psycopg
 import sqlalchemy as sa
 
 from outbox import Ambient, EnosEvents, Lane, Outbox, Policy, State
@@ -314,23 +315,23 @@ def deliveries(database: Database) -> list[Any]:
 #: A table for which row by row would take longer.
 _LARGE = "schemaname = 'public' AND tablename LIKE 'outbox%' AND pg_relation_size(format('%I', tablename)::regclass) > 300000"
 _BEGIN_ANEW = """
-    SELECT setval(format('%%I.%%I', schemaname, sequencename)::regclass, start_value, false)
-    FROM pg_sequences WHERE schemaname = 'public' AND sequencename LIKE 'outbox%%'
+    SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, start_value, false)
+    FROM pg_sequences WHERE schemaname = 'public' AND sequencename LIKE 'outbox%'
 """
 
 
 def wipe(url: str) -> None:
     """Make a migrated Postgres database as good as new: whoever is still connected goes, and so does every row."""
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
+    # Without an engine, which would ask a new connection more than we do.
+    with psycopg.connect(sa.make_url(url).set(drivername="postgresql").render_as_string(False), autocommit=True) as connection:
         others = "datname = current_database() AND pid <> pg_backend_pid()"
-        connection.execute(sa.text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}"))
-        foreign = sa.text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'outbox%'")
-        for name in connection.execute(foreign).scalars().all():
-            connection.execute(sa.text(f'DROP TABLE "{name}" CASCADE'))
-        if connection.execute(sa.text(f"SELECT 1 FROM pg_tables WHERE {_LARGE}")).first() is not None:
-            connection.execute(sa.text(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY"))
+        connection.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}")
+        foreign = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'outbox%'"
+        for (name,) in connection.execute(foreign).fetchall():
+            connection.execute(f'DROP TABLE "{name}" CASCADE')
+        if connection.execute(f"SELECT 1 FROM pg_tables WHERE {_LARGE}").fetchone() is not None:
+            connection.execute(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
             return
         # A TRUNCATE makes every file of every table anew, however few its rows. Triggers of a test have lost their table.
         deletions = "; ".join(f"DELETE FROM {table}" for table in metadata.tables)
-        connection.exec_driver_sql(f"SET session_replication_role = replica; {deletions}; {_BEGIN_ANEW}")
+        connection.execute(f"SET session_replication_role = replica; {deletions}; {_BEGIN_ANEW}")

@@ -205,12 +205,30 @@ def _become(argv: Sequence[str], env: Mapping[str, str], cwd: str, rights: Seque
         warnings._processoptions(sys.warnoptions)
     sys.path[0] = cwd if argv[0] == "-m" else ""
     sys.path[1:1] = [each for each in env.get("PYTHONPATH", "").split(os.pathsep) if each]
-    if argv[0] == "-m":
-        sys.argv = list(argv[1:])
-        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    try:
+        if argv[0] == "-m":
+            sys.argv = list(argv[1:])
+            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = ["-c", *argv[2:]]
+            exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+    except SystemExit as asked:
+        _end(asked.code)
     else:
-        sys.argv = ["-c", *argv[2:]]
-        exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+        _end(None)
+
+
+def _end(code: object) -> None:
+    """End as an interpreter does, but leave standing what was imported: most programs would take longest to pull that down."""
+    if isinstance(code, int | None):
+        with contextlib.suppress(Exception):  # a pipe without a reader: that, Python says better
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+            gc.collect()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code or 0)
+    sys.exit(code)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from outbox import migrate
 from outbox.database import Database
 
 
@@ -21,7 +20,6 @@ def postgres_url(migrated_postgres_url: str) -> str:
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
-    migrate.upgrade(database)
     yield database
     database.close()
 
@@ -44,7 +42,6 @@ def reopen(database: Database, database_url: str) -> Iterator[Callable[[], Datab
 def postgres_database(postgres_url: str) -> Iterator[Database]:
     """For what only a database with many writers at a time can show."""
     database = Database(postgres_url)
-    migrate.upgrade(database)
     yield database
     database.close()
 
