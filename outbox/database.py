@@ -373,10 +373,23 @@ class Database:
 
         Also for one whose first statement is a write, which is when it takes SQLite's write lock: as a caller's own does.
         """
-        engine = self.engine
-        with self._watched(), (self._reader or engine).connect() as connection, connection.begin():
+        with self._watched(), self._connected() as connection, connection.begin():
             self._same_file()
             yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """As `read`, with statements that all see one moment: for several that are only true together."""
+        with self._watched(), self._connected() as connection:
+            if self.kind == "postgresql":  # on SQLite every transaction sees one
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                self._same_file()
+                yield connection
+
+    def _connected(self) -> Connection:
+        engine = self.engine
+        return (self._reader or engine).connect()
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

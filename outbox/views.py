@@ -263,7 +263,7 @@ class Views:
     def status(self) -> Status:
         """Per destination what waits, what died and why it is stopped; the spool and when it is full; who works."""
         now = self.ambient.now()
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             counts = looking.counts(connection, now)
             delivered = looking.delivered_since(connection, now - _HOUR)
             arrived = looking.arrived_since(connection, now - _HOUR)
@@ -317,7 +317,7 @@ class Views:
     def message(self, id_or_key: int | str, destination: str | None = None) -> MessageDetail:
         """Everything about the message of an id, or else of a key; `destination` says whose key. Raises NoSuchMessage."""
         now = self.ambient.now()
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             row = self._row(connection, id_or_key, destination)
             files = looking.files_of(connection, row["id"])
             attempts = looking.attempts_of(connection, row["id"])
@@ -339,7 +339,7 @@ class Views:
         Raises NoSuchMessage, and UnknownDestination when its destination is not declared here.
         """
         now = self.ambient.now()
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             row = self._row(connection, id_or_key, destination)
             attached = [_attachment(each) for each in looking.files_of(connection, row["id"])]
         names = [each.name for each in fields(Message) if each.name not in ("text", "attachments")]

@@ -135,7 +135,7 @@ class Explaining:
 
     def _of_message(self, claims: Claims, number: int, name: str, *, locked: bool) -> list[Found]:
         when = self._when(claims, name)
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             place = self._place(connection, name, when, locked=locked)
             message = causes.message_facts(connection, number, when)
         if message is None:
@@ -145,7 +145,7 @@ class Explaining:
 
     def _of_destination(self, claims: Claims, name: str, *, locked: bool) -> list[Found]:
         when = self._when(claims, name)
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             return explaining.of_destination(self._place(connection, name, when, locked=locked))
 
     def _when(self, claims: Claims, name: str) -> When:

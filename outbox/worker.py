@@ -313,11 +313,7 @@ class Worker:
         """Let a loop fire once, `pause` seconds from now."""
         loop.due = time.monotonic() + pause
         when = DateTrigger(datetime.now(UTC) + timedelta(seconds=pause), timezone=UTC)
-        try:
-            self._scheduler.add_job(self._run, when, [loop], id=loop.name, replace_existing=True)
-        except RuntimeError:
-            if not self._stop.is_set():  # the scheduler is shutting down under us otherwise
-                raise
+        self._scheduler.add_job(self._run, when, [loop], id=loop.name, replace_existing=True)
 
     def _keep_pulse(self) -> None:
         """Beats, rescue, and the watch over the scheduler; by the monotonic clock, on a thread of its own."""
@@ -394,7 +390,8 @@ class Worker:
 
     def _nothing_left(self) -> bool:
         try:
-            with self.outbox.database.read() as connection:
+            # Of one moment: what comes back between two looks would not be due at the first, nor claimed at the second.
+            with self.outbox.database.snapshot() as connection:
                 left = looking.anything_left(connection, self.destinations, self.outbox.ambient.now())
         except (SQLAlchemyError, OutboxError) as error:
             if not self._minded(error):
