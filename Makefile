@@ -50,7 +50,7 @@ planted: setup ## faults are planted in the product, one at a time: which test c
 explore: setup ## every order of what two workers and an operator may do, as deep as it goes: states, and broken laws
 	OUTBOX_LONG=1 $(BIN)/python -m pytest -q -s tests/explore
 
-cover: setup ## which branches of nouns and verbs the tests take, on SQLite; all of them are listed that none takes
+cover: setup ## which branches of nouns and verbs the tests take; all of them are listed that none takes
 	$(BIN)/python -m tests.covering --workers $(WORKERS)
 
 mutation: setup ## the rules are changed here and there, for so many minutes: does a test notice each time? make mutation MINUTES=30

@@ -1,8 +1,8 @@
-"""`make cover`: which branches of nouns and verbs the tests take, on SQLite.
+"""`make cover`: which branches of nouns and verbs the tests take.
 
-`python -m tests.covering` runs pure, conformance, story and skins, measured with the programs that they start, and reports;
-`--again` reports once more of what was measured last. Ends with 1 when a test failed, or when nouns or verbs take less of their
-branches than they must. docs/reliability.md says of each branch that no test takes why none does.
+`python -m tests.covering` runs pure, conformance, story, skins and security, on both databases, measured with the programs that
+they start, and reports; `--again` reports once more of what was measured last. Ends with 1 when a test failed, or when nouns or
+verbs take less of their branches than they must. docs/reliability.md says of each branch that no test takes why none does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("tests/pure", "tests/conformance", "tests/story", "tests/skins")
+FOLDERS = tuple(f"tests/{each}" for each in ("pure", "conformance", "story", "skins", "security"))
 #: The rings that are held to it, and how many of a hundred branches.
 HELD, ENOUGH = ("nouns", "verbs"), 98.0
 
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data, failed = ROOT / ".coverage", 0
     if not given.again:
         _coverage(data, "erase")
-        apart = ["-n", given.workers, "--maxprocesses", "4", "--dist", "worksteal", "-m", "not merge and not postgres"]
+        apart = ["-n", given.workers, "--maxprocesses", "4", "--dist", "worksteal"]
         failed = _coverage(data, "run", "-m", "pytest", "-q", *apart, *FOLDERS)
         _coverage(data, "combine", "-q")
     found = report(data)
