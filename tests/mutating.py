@@ -63,15 +63,18 @@ class Same:
 
 _OUT_OF_REACH = "no value comes here: the type checker proves it"
 _NO_ROW_LOCKS = "SQLite has none; the tests that look at them need a Postgres, and are not run here"
+_OPEN_STREAM = "the time counts where a producer has the stream open, for which there are row locks"
 _ANY = "only whether there is any counts"
 _FOREIGN_KEY = "the foreign key says the same"
 _CLAIMING = "outbox/store/claiming.py"
+_IN_THE_INDEX = "the index that SQLite goes by has them in that order"
 _BY_MESSAGE = "they are put under their messages anyway"
 SAME: tuple[Same, ...] = (
     Same("outbox/verdict.py", "assert_never(", "", _OUT_OF_REACH),
     Same("outbox/policy.py", "assert_never(", "", _OUT_OF_REACH),
     Same("outbox/verdict.py", '"utf-8"', '"UTF-8"', "two names of one encoding"),
     Same("outbox/policy.py", "62)", "63)", "the cap is reached long before"),
+    Same("outbox/claims.py", "(connection, mine, when,", "(connection, mine, None,", _OPEN_STREAM),
     Same("outbox/claims.py", "when, 1):", "when, None):", _ANY),
     Same("outbox/claims.py", "when, 1):", "when, 2):", _ANY),
     Same(_CLAIMING, "select(message.c.id).where(*tried)", "select(None)", _ANY),
@@ -81,6 +84,10 @@ SAME: tuple[Same, ...] = (
     Same(_CLAIMING, "skip_locked=True", "skip_locked=False", _NO_ROW_LOCKS),
     Same(_CLAIMING, ".order_by(attachment.c.message_id,", ".order_by(None, attachment.c.position", _BY_MESSAGE),
     Same(_CLAIMING, ".order_by(attachment.c.message_id,", ".order_by(attachment.c.position", _BY_MESSAGE),
+    Same(_CLAIMING, ".order_by(attachment.c.message_id,", ".order_by(attachment.c.message_id, None", _IN_THE_INDEX),
+    Same(_CLAIMING, ".order_by(attachment.c.message_id,", ".order_by(attachment.c.message_id, )", _IN_THE_INDEX),
+    Same(_CLAIMING, ".order_by(message.c.expires_at,", ".order_by(message.c.expires_at, None", _IN_THE_INDEX),
+    Same(_CLAIMING, ".order_by(message.c.expires_at,", ".order_by(message.c.expires_at, )", _IN_THE_INDEX),
     Same(_CLAIMING, "attachment.c.file == file.c.name", ".join(file, )", _FOREIGN_KEY),
     Same(_CLAIMING, "attachment.c.file == file.c.name", ".join(file, None)", _FOREIGN_KEY),
 )

@@ -1,4 +1,4 @@
-"""Messages whose time is over: given up a handful at a time, and their streams go on where that was asked for."""
+"""What a worker looks at besides its claims: whose time is over, how far away messages are, whether anything is due."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from outbox import Lane, Policy
 from outbox.claims import Claims
 from outbox.database import Database
 from outbox.patience import Breaker
-from outbox.store import breaker
+from outbox.store import breaker, claiming
 from tests.factories import NOW, Clock, enos, join, put, states
 
 SOON = NOW + timedelta(seconds=1)
@@ -82,3 +82,70 @@ def test_a_look_minds_the_breaker_of_its_own_destination(database: Database, clo
 
 def test_where_there_is_no_rate_nobody_waits_for_it(database: Database, clock: Clock) -> None:
     assert claims_of(database, clock, enos=Policy()).wait_for_rate("enos") is None
+
+
+@pytest.mark.parametrize("on_dead", ["skip", "block"])
+def test_a_stream_whose_head_ran_out_of_time_waits_for_no_claim_to_know_where_it_stands(
+    database: Database, clock: Clock, on_dead: str
+) -> None:
+    claims = claims_of(database, clock, enos=Policy(on_dead=on_dead), elsewhere=Policy())  # type: ignore[arg-type]
+    with database.begin() as connection:
+        put(connection, "first", ordering_key="k", expires_at=SOON)
+        put(connection, "second", ordering_key="k", due_at=NOW + timedelta(hours=1), scheduled=True)
+    clock.move(seconds=5)
+
+    before = claims.anything_due("enos", [Lane.NORMAL])
+    claims.expire()
+
+    assert [True, False] == [before, claims.anything_due("enos", [Lane.NORMAL])]
+
+
+def test_what_is_further_away_than_any_back_off_was_put_off_by_a_wrong_clock(database: Database, clock: Clock) -> None:
+    claims = claims_of(database, clock, enos=Policy(), elsewhere=Policy())
+    with database.begin() as connection:
+        put(connection, due_at=NOW + timedelta(days=4000))
+
+    assert [True, False] == [claims.anything_due(name, [Lane.NORMAL]) for name in ("enos", "elsewhere")]
+
+
+def test_how_far_away_messages_are_is_looked_at_now_and_then_and_when_the_clock_steps_back(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    furthest = claiming.furthest
+    monkeypatch.setattr(claiming, "furthest", lambda connection, name: looks.append(name) or furthest(connection, name))
+    claims = claims_of(database, clock, enos=Policy(), elsewhere=Policy())
+
+    def looked(name: str = "enos") -> int:
+        claims.anything_due(name, [Lane.NORMAL])
+        return len(looks)
+
+    counted = [looked(), looked(), looked("elsewhere")]
+    clock.move(seconds=4.9)
+    counted.append(looked())
+    clock.move(seconds=0.1)
+    counted.append(looked())
+    clock.wall -= timedelta(seconds=1)
+    counted.append(looked())
+
+    assert [1, 1, 2, 2, 3, 4] == counted
+
+
+def test_whoever_is_let_through_again_has_no_rate_to_wait_for(database: Database, clock: Clock) -> None:
+    claims = claims_of(database, clock, enos=Policy(rate=0.5, batch_messages=1))
+
+    def claim() -> bool:
+        with database.begin() as connection:
+            return claims.claim(connection, "enos", [Lane.NORMAL]) is not None
+
+    with database.begin() as connection:
+        for _ in range(9):
+            put(connection)
+    while claim():
+        pass
+    waited = claims.wait_for_rate("enos")
+    clock.move(seconds=2)
+
+    assert 2.0 == waited
+    assert claim()
+    assert claims.wait_for_rate("enos") is None
