@@ -80,7 +80,7 @@ def test_nothing_is_lost_at_any_point_of_a_recording(receiver: Receiver, tmp_pat
         missing(str(error))
     examiner = Examiner(tmp_path, seed, receiver)
 
-    examiner.examine(found, part=in_full(100, 50) / 100)
+    examiner.examine(found, part=in_full(100, 25) / 100)
     examiner.examine(found, part=0.1, some=2)
 
     adds_up(examiner.report)

@@ -46,7 +46,9 @@ def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.merge
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("sqlite", marks=pytest.mark.full), pytest.param("postgres", marks=pytest.mark.postgres)]
+)
 def test_many_kills_lose_nothing(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     server = None if kind == "sqlite" else request.getfixturevalue("postgres_server_url")
 
