@@ -15,9 +15,10 @@ import sqlalchemy as sa
 
 from outbox import Ambient, EnosEvents, Lane, Outbox, Policy, State
 from outbox.ambient import uuid7
+from outbox.claims import Claims
 from outbox.database import Database, prepare
 from outbox.model import Attachment, Message, Outcome, Reason, SpooledFile
-from outbox.store import arriving, claiming, living, recording, shares
+from outbox.store import arriving, breaker, claiming, living, recording, shares
 from outbox.tables import attempt, delivery, message, metadata
 from outbox.timekeeping import When
 from outbox.verdict import Settlement
@@ -213,6 +214,22 @@ def claim(
         return None
     number = claiming.start_delivery(connection, "enos", lane, worker, taken, False, now)
     return Claimed(number, worker, tuple(claiming.mark_claimed(connection, taken, worker, number, When.certain(now))))
+
+
+def claims_of(database: Database, clock: Clock, **policies: Policy) -> Claims:
+    """Of the worker w1, at these destinations."""
+    with database.begin() as connection:
+        join(connection, "w1")
+        breaker.declare(connection, list(policies))
+    destinations = {name: enos(name=name, policy=policy) for name, policy in policies.items()}
+    return Claims(database, destinations, clock.ambient, lambda: "w1")
+
+
+def keys_claimed(database: Database, claims: Claims) -> list[str]:
+    """What the next claim takes for enos."""
+    with database.begin() as connection:
+        batch = claims.claim(connection, "enos", [Lane.NORMAL])
+    return [each.key for each in batch.messages] if batch else []
 
 
 def record(

@@ -28,6 +28,7 @@ ENOUGH = 90.0
 _RULES = ("pure/test_verdict.py", "pure/test_verdict_table.py", "pure/test_policy.py", "pure/test_walk.py")
 _CLAIMS = (
     "conformance/test_claims.py",
+    "conformance/test_claims_looks.py",
     "conformance/test_expiry.py",
     "conformance/test_store_arriving.py",
     "conformance/test_store_claiming.py",
