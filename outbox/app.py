@@ -386,7 +386,7 @@ class Outbox(Operations, Explaining, Views):
         if message_id is None:
             known = arriving.named(connection, new.destination, new.key)
             if known is None:
-                raise OutboxError(f"key {new.key!r} is being enqueued by another transaction; try again")
+                raise OutboxError(f"key {new.key!r} was that of a message that has been purged just now; try again")
             if known.digest != new.digest:
                 raise KeyConflict(new.destination, new.key, known.id)
             self._drop(each.file for each in attachments if each.file.name in fresh)

@@ -45,8 +45,14 @@ class Glance(Generic[T]):
             fresh = self._answered_at is not None and time.monotonic() - self._answered_at < self._fresh
             if self._asking is not None or fresh:
                 return
-            self._asking, self._asked_at = threading.Event(), time.monotonic()
-        threading.Thread(target=self._run, name=f"outbox-{self._name}", daemon=True).start()
+            self._asking = asking = threading.Event()
+            self._asked_at = time.monotonic()
+        try:
+            threading.Thread(target=self._run, args=(asking,), name=f"outbox-{self._name}", daemon=True).start()
+        except RuntimeError as error:  # there is none to be had now
+            answer: Future[T] = Future()
+            answer.set_exception(error)
+            self._keep(answer, asking)
 
     def end(self, by: float) -> T:
         """The answer, waited for until the monotonic clock says `by`. Raises NoAnswerYet, or what asking raised."""
@@ -73,17 +79,18 @@ class Glance(Generic[T]):
             return None
         return answer.result()
 
-    def _run(self) -> None:
+    def _run(self, asking: threading.Event) -> None:
         answer: Future[T] = Future()
         try:
             answer.set_result(self._ask())
         except Exception as error:  # noqa: BLE001 (given to whoever asks)
             answer.set_exception(error)
+        self._keep(answer, asking)
+
+    def _keep(self, answer: Future[T], asking: threading.Event) -> None:
         with self._lock:
-            self._answer, self._answered_at = answer, time.monotonic()
-            asking, self._asking = self._asking, None
-        if asking is not None:
-            asking.set()
+            self._answer, self._answered_at, self._asking = answer, time.monotonic(), None
+        asking.set()
 
 
 class Part(NamedTuple):

@@ -250,13 +250,14 @@ def _of_its_time(message: MessageFacts, when: When) -> Iterator[Found]:
         next_ = "a worker gives it up in a moment: dead (expired)"
         yield found(Weight.WAIT, Code.EXPIRED, f"the time of {message} is over: its expires_at was {until}", next_)
     else:
-        sentence = f"{message} expires at {until}, in {in_words(message.expires_at - when.now)}"
+        sentence = f"{message} expires at {until}, in {in_words(message.expires_at - when.chosen)}"
         next_ = "if it has not been delivered then, it is dead (expired)"
         yield found(Weight.NOTE, Code.EXPIRES, sentence, next_, message.expires_at)
 
 
 def _put_off(message: MessageFacts, when: When) -> Found:
-    until = f"before {at_time(message.due_at)}, in {in_words(message.due_at - when.now)}"
+    left = message.due_at - (when.chosen if message.scheduled else when.invented)
+    until = f"before {at_time(message.due_at)}, in {in_words(left)}"
     last = f" ({message.last})" if message.last else ""
     if message.scheduled:
         sentence = f"{message} is not due {until}: its producer chose that"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -163,6 +163,42 @@ def test_a_back_off_that_a_wrong_clock_wrote_is_over() -> None:
     assert [Code.READY] == codes(of_message(far, place(when=when)))
     assert [Code.BACKOFF] == codes(of_message(far, place()))
     assert [Code.NOT_DUE] == codes(of_message(replace(far, scheduled=True), place(when=when)))
+
+
+def test_an_end_that_a_person_chose_does_not_count_by_a_clock_that_was_not_set() -> None:
+    unset = When.certain(datetime(1970, 1, 1, tzinfo=UTC))
+
+    cause = the(Code.EXPIRES, of_message(a_message(expires_at=NOW), place(when=unset)))
+
+    expected = "message 12 expires at 2026-03-01 12:00:00Z, but no such time counts while this machine's clock has not been set"
+    assert expected == cause.sentence
+    assert "it is tried until the clock has been set and says that it is over" == cause.next
+
+
+def test_the_time_until_an_instant_that_a_person_chose_counts_by_the_clock_that_it_comes_by() -> None:
+    jumped = When(now=NOW + seconds(86_400), chosen=NOW, invented=NOW + seconds(86_400))
+    message = a_message(due_at=NOW + seconds(60), scheduled=True, expires_at=NOW + seconds(90))
+
+    causes = of_message(message, place(when=jumped))
+
+    assert "is not due before 2026-03-01 12:01:00Z, in 1 min: its producer chose that" in the(Code.NOT_DUE, causes).sentence
+    assert the(Code.EXPIRES, causes).sentence.endswith("expires at 2026-03-01 12:01:30Z, in 1 min 30 s")
+
+
+def test_a_message_that_is_put_off_without_having_failed_is_not_due_yet() -> None:
+    later = NOW + seconds(90)
+
+    cause = the(Code.NOT_DUE, of_message(a_message(due_at=later), place()))
+
+    expected = "message 12 is not due before 2026-03-01 12:01:30Z, in 1 min 30 s"
+    assert Cause(Code.NOT_DUE, expected, "it is due then, and goes with the next turn", later) == cause
+
+
+def test_a_rate_that_is_not_used_up_is_no_cause() -> None:
+    saved = place(policy=Policy(rate=0.5), bucket=Bucket(1.0, NOW))
+    spent = place(policy=Policy(rate=0.5), bucket=Bucket(0.0, NOW))
+
+    assert ([Code.READY], [Code.RATE]) == (codes(of_message(a_message(), saved)), codes(of_message(a_message(), spent)))
 
 
 def test_a_message_of_the_large_lane_is_not_the_one_that_probes_while_something_smaller_is_due() -> None:

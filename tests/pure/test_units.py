@@ -68,6 +68,7 @@ def test_what_is_no_size_is_refused_with_what_is(text: str) -> None:
         (3600, "1 h"),
         (3661, "1 h 1 min"),
         (273_600, "3 d 4 h"),
+        (-61, "-1 min 1 s"),  # two clocks that do not agree
     ],
 )
 def test_a_length_of_time_is_told_in_its_two_largest_units(seconds: float, words: str) -> None:

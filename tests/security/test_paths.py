@@ -235,6 +235,30 @@ def test_what_is_exchanged_after_it_was_looked_at_is_refused(
     assert [] == yard.place.spooled()
 
 
+@pytest.mark.parametrize("follows", [False, True], ids=["which is not followed", "which is followed"])
+def test_where_no_folder_can_be_walked_a_link_in_the_place_of_the_file_is_found_out(
+    yard: Yard, follows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS, and on Windows, where nothing keeps an open from following a link."""
+    monkeypatch.setattr(intake, "_WALKS", False)
+    if follows:
+        monkeypatch.delattr(os, "O_NOFOLLOW")
+    yard.offer(yard.photo)
+    looked = intake._look
+
+    def look_then_exchange(*given: Any) -> Any:
+        found = looked(*given)
+        EXCHANGES["the file for a link"](yard)
+        return found
+
+    monkeypatch.setattr(intake, "_look", look_then_exchange)
+
+    with pytest.raises(Refused, match="was exchanged while it was being read" if follows else "cannot be read"):
+        yard.offer(yard.photo)
+
+    assert [b"a picture"] == [(yard.place.spool / each).read_bytes() for each in yard.place.spooled()]
+
+
 def test_a_file_that_a_program_replaces_by_a_newer_one_is_read_as_it_is_then(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

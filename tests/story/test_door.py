@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from outbox import (
+    ConfigurationError,
     EnosAttributes,
     EnosEvents,
     Fault,
@@ -36,6 +37,7 @@ from outbox import (
 )
 from outbox.database import Database
 from outbox.tables import attachment, file, message, stream
+from tests.factories import enos
 
 TIME = 1579580182824
 LIMIT = 1000
@@ -153,7 +155,33 @@ def test_what_is_no_session_is_refused(door: Door) -> None:
             door.enqueue(session)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"destinations": [enos(), enos()]}, "two destinations are named 'enos'"),
+        ({"durability": "lax"}, "expected durability to be 'warn', 'strict' or 'ignore', got 'lax'"),
+        ({"quota": 0}, "expected quota to be a number of bytes of at least 1, or None, got 0"),
+        ({"reserve": -1}, "expected reserve to be a number of bytes of at least 0, got -1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_outbox_is_refused_what_it_could_not_keep_to(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    usual = {"spool": tmp_path / "spool", "destinations": [enos()]}
+
+    with pytest.raises(ConfigurationError) as refused:
+        Outbox(f"sqlite:///{tmp_path / 'outbox.db'}", **(usual | options))
+
+    assert words == str(refused.value)
+
+
 # What: one fault each.
+
+
+def circle() -> Any:
+    around: dict[str, Any] = {}
+    around["e"] = around
+    return around
+
 
 PAYLOADS: dict[str, tuple[Any, str, str]] = {
     "no device": (event(assetId=None), "assetId", "no device is named; expected assetId, or productKey and deviceKey"),
@@ -188,6 +216,7 @@ PAYLOADS: dict[str, tuple[Any, str, str]] = {
     "too much in few letters": (event(events={"crack": {"s": "🙂" * 500}}), "payload", "enos takes at most 2000"),
     "no object": ([event()], "payload", "expected an object with a device, a time and events"),
     "a string": ("{}", "payload", "expected an object"),
+    "one that holds itself": (event(events=circle()), "payload", "is nested more than 32 deep, has more than"),
     "a reference without a file": (with_photo(), "events.crack.photo", "refers to a file 'photo' that is not given in files="),
     "a reference to nothing": (with_photo("local://"), "events.crack.photo", "refers to a file '' that is not given"),
 }
@@ -316,6 +345,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bad content type": (lambda _: File(b"x", content_type="image/jpeg\r\nX: y"), "is not a content type such as image/jpeg"),
     "a file name that controls": (lambda _: File(b"x", filename="a\r\nb"), "holds control characters"),
     "half a letter in a file name": (lambda _: File(b"x", filename="\udcff.jpg"), "holds control characters"),
+    "a number for a file name": (lambda _: File(b"x", filename=7), "expected its file name to be a string, got 7"),
     "a long file name": (lambda _: File(b"x", filename="x" * 256), "expected a file name of 1 to 255 characters, got 256"),
 }
 
@@ -431,7 +461,29 @@ def test_of_several_files_the_good_ones_leave_nothing_either(door: Door) -> None
     assert [("files.b", "has more than 1000 bytes, which is the most allowed")] == faults
 
 
+def test_files_without_names_are_refused_with_whatever_else_is_wrong(door: Door) -> None:
+    files = ("files", "expected names and files as in {'photo': path}, got ['a.jpg']")
+    key = ("key", "expected a string, got 7")
+
+    assert [key, files] == door.faults(with_photo(), files=["a.jpg"], key=7)
+
+
 # Spooled ahead.
+
+
+def test_what_is_no_file_is_not_spooled_ahead_either(door: Door) -> None:
+    with pytest.raises(Refused) as caught:
+        door.outbox.spool(door.folder / "missing.jpg")
+
+    assert (Fault("files.file", "cannot be read: No such file or directory"),) == caught.value.faults
+    assert [] == door.kept
+
+
+def test_what_was_spooled_is_not_spooled_again(door: Door) -> None:
+    spooled = door.outbox.spool(b"photo")
+
+    assert spooled is door.outbox.spool(spooled)
+    assert 1 == len(door.kept)
 
 
 def test_a_spooled_file_that_was_freed_is_to_be_spooled_again(door: Door) -> None:
@@ -513,6 +565,12 @@ def test_a_lane_that_is_none_is_refused_with_those_that_are(door: Door) -> None:
     assert [("lane", "no lane named 'fast'; known: express, normal, bulk, large")] == door.faults(lane="fast")
 
 
+def test_whether_it_is_ordered_is_said_with_true_or_false(door: Door) -> None:
+    expected = ("ordered", "expected True, False or None for the destination's own, got 'no'")
+
+    assert [expected] == door.faults(ordered="no", ordering_key="pump")
+
+
 def test_a_lane_that_is_one_passes(door: Door) -> None:
     with Session(door.engine) as session, session.begin():
         ids = [door.enqueue(session, lane=lane).id for lane in (*Lane, "bulk", None)]
@@ -530,6 +588,15 @@ def test_a_time_without_its_zone_is_refused(door: Door, subtests: pytest.Subtest
 
             assert "due_at" == path
             assert text.startswith("expected a datetime with a time zone")
+
+
+@pytest.mark.parametrize("later", [0, -1])
+def test_a_message_that_would_expire_before_it_is_due_is_refused(door: Door, later: int) -> None:
+    due_at = datetime.now(UTC) + timedelta(hours=1)
+
+    faults = door.faults(due_at=due_at, expires_at=due_at + timedelta(seconds=later))
+
+    assert [("expires_at", "is not after due_at: the message would expire before it is ever tried")] == faults
 
 
 # All at once.

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -16,13 +17,16 @@ from outbox import (
     Lane,
     NotDurable,
     Outbox,
+    OutboxError,
     Refused,
     SpoolError,
     State,
     prepare,
 )
+from outbox.errors import SchemaError
+from outbox.store import arriving
 from outbox.tables import attachment, file, message, stream
-from tests.factories import careless_engine, column, count, event, real_clock, states
+from tests.factories import an_outbox, caller_engine, careless_engine, column, count, event, real_clock, states
 from tests.story.conftest import Place
 
 Statements = Callable[[sa.Engine], list[str]]
@@ -239,6 +243,31 @@ def test_a_key_with_other_content_is_a_conflict(place: Place, outbox: Outbox, ot
     assert ("enos", "a", first.id) == (conflict.value.destination, conflict.value.key, conflict.value.message_id)
     assert {"a": State.PENDING, "b": State.PENDING} == states(place.database)
     assert len(place.spooled()) == 2
+
+
+def test_a_key_whose_message_is_purged_at_that_moment_is_to_be_enqueued_again(
+    postgres_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, add = postgres_place.outbox(), arriving.add_message
+    first = postgres_place.enqueue(outbox, "a")
+    postgres_place.purged.add("a")
+
+    def add_then_purge(*given: Any) -> int | None:
+        known = add(*given)
+        with postgres_place.database.begin() as connection:
+            connection.execute(sa.delete(message).where(message.c.id == first))
+        return known
+
+    with monkeypatch.context() as between:
+        between.setattr(arriving, "add_message", add_then_purge)
+        with postgres_place.engine.begin() as connection:
+            with pytest.raises(OutboxError, match="'a' was that of a message that has been purged just now; try again"):
+                outbox.enqueue(connection, "enos", event("a"), key="a")
+            between.undo()
+            again = outbox.enqueue(connection, "enos", event("a"), key="a")
+
+    assert again.new
+    assert {"a": State.PENDING} == states(postgres_place.database)
 
 
 def test_a_conflict_does_not_commit_the_callers_work(database_url: str, place: Place, outbox: Outbox) -> None:
@@ -554,6 +583,19 @@ def test_a_message_counts_what_it_weighs(place: Place, outbox: Outbox) -> None:
         row = connection.execute(sa.select(message)).one()
     assert (1, len(PHOTO["photo"])) == (row.files, row.file_bytes)
     assert row.size >= len(row.payload)
+
+
+def test_a_database_without_a_schema_says_so_and_keeps_no_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'outbox.db'}"
+    engine, outbox = caller_engine(url), an_outbox(url, tmp_path / "spool")
+
+    for files in ({}, PHOTO):
+        with engine.begin() as connection, pytest.raises(SchemaError, match="run: outbox db upgrade"):
+            outbox.enqueue(connection, "enos", event("a", *files), files=files)
+
+    assert [] == [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]
+    outbox.close()
+    engine.dispose()
 
 
 def test_a_spool_that_is_gone_is_not_made_anew_under_files_that_wait(place: Place) -> None:

@@ -1269,6 +1269,23 @@ def test_a_word_that_means_nothing_is_refused_with_what_there_is(place: Place, w
         outbox.explain(word)
 
 
+def test_a_message_that_is_purged_while_it_is_looked_at_is_gone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = place.outbox()
+    number = place.enqueue(outbox, "a")
+    place.purged.add("a")
+    when = outbox._when
+
+    def purge_first(*given: Any) -> Any:
+        with place.database.begin() as connection:
+            connection.execute(sa.delete(message).where(message.c.id == number))
+        return when(*given)
+
+    monkeypatch.setattr(outbox, "_when", purge_first)
+
+    with pytest.raises(NoSuchMessage, match=f"message {number} has been purged just now"):
+        outbox.explain("a")
+
+
 def test_explaining_writes_nothing(place: Place) -> None:
     outbox = place.outbox(clock=place.clock)
     place.hand(outbox)

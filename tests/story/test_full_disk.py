@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from outbox.reserve import Reserve
 from outbox.spool import DirectorySpool
 from outbox.tables import file, message, reserve
 from outbox.testing import Receiver, Status
-from tests.factories import an_outbox, count, event, states
+from tests.factories import an_outbox, count, event, message_values, states
 from tests.story.conftest import Place, eventually
 
 DELIVERED, DEAD, PENDING = State.DELIVERED, State.DEAD, State.PENDING
@@ -211,6 +211,97 @@ def test_a_worker_keeps_the_reserve_and_a_producer_does_not(sqlite_place: Place)
         eventually(kept.exists)
 
     assert (False, MIB) == (before, kept.stat().st_size)
+
+
+def said_of_room(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "outbox.care"]
+
+
+def test_that_there_is_no_room_is_said_once(sqlite_place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    outbox_ = sqlite_place.outbox(reserve=MIB)
+    outbox_.care.keep_room()
+
+    for _ in range(2):
+        outbox_.care.give_way(OutOfRoom("the disk is full"))
+
+    assert [
+        "the disk is full; messages are refused until there is room again, those that are here are delivered",
+        f"the reserve {sqlite_place.folder / 'outbox.db-reserve'} was given back to the disk",
+    ] == said_of_room(caplog)
+
+
+def test_a_disk_that_is_nearly_full_is_said_before_anything_fails_and_no_reserve_is_taken(
+    sqlite_place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    sqlite_place.enqueue(sqlite_place.outbox(), "a")
+    outbox_ = sqlite_place.outbox(reserve=2 * shutil.disk_usage(sqlite_place.folder).free)
+
+    for _ in range(2):
+        outbox_.care.keep_room()
+
+    (said,) = said_of_room(caplog)
+    assert said.startswith("room is short (")
+    assert said.endswith(" left beside the database); what may go is purged")
+    assert not (sqlite_place.folder / "outbox.db-reserve").exists()
+    assert {"a": PENDING} == states(sqlite_place.database)
+
+
+def another_thread_meanwhile(engine: sa.Engine | None, act: Callable[[], object]) -> list[object]:
+    """What `act` returns that a thread does while another is in the middle of its first statement from now."""
+    returned: list[object] = []
+    begun = threading.Event()
+
+    def meanwhile(*_: Any) -> None:
+        if not begun.is_set():
+            begun.set()
+            thread = threading.Thread(target=lambda: returned.append(act()), daemon=True)
+            thread.start()
+            thread.join(10)
+
+    assert engine is not None
+    sa.event.listen(engine, "before_cursor_execute", meanwhile)
+    return returned
+
+
+def test_of_two_threads_that_find_no_room_one_makes_some(sqlite_place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    outbox_ = sqlite_place.outbox()
+    full = OutOfRoom("the disk is full")
+    returned = another_thread_meanwhile(outbox_.database.engine, lambda: outbox_.care.give_way(full))
+
+    outbox_.care.give_way(full)
+
+    assert [None] == returned, "it did not wait"
+    assert 1 == len(said_of_room(caplog))
+
+
+def test_of_two_threads_one_tidies_and_the_other_comes_again(sqlite_place: Place) -> None:
+    outbox_ = sqlite_place.outbox(clock=sqlite_place.clock)
+    assert outbox_.care.tidy() is None
+    sqlite_place.clock.move(days=8)
+    returned = another_thread_meanwhile(outbox_.database._reader, outbox_.care.tidy)
+
+    assert outbox_.care.tidy() is None
+
+    assert [0.2] == returned, "it did not wait, and comes again soon"
+
+
+def test_a_server_that_ran_full_counts_as_well_again_when_it_was_quiet_for_a_while_and_nothing_is_purged_for_it(
+    postgres_place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox_ = postgres_place.outbox(clock=postgres_place.clock)
+    postgres_place.enqueue(outbox_, "a")
+    postgres_place.hand(outbox_).turn()
+    outbox_.care.give_way(OutOfRoom("could not extend file"))
+
+    caplog.clear()
+    soon = outbox_.care.keep_room()
+    short = said_of_room(caplog)
+    postgres_place.clock.move(31)
+    outbox_.care.keep_room()
+
+    assert (1.0, []) == (soon, short)
+    assert ["there is room again (nobody has run into its end for a while)"] == said_of_room(caplog)
+    assert {"a": DELIVERED} == states(postgres_place.database), "purging gives a server's disk nothing back"
 
 
 @pytest.fixture
@@ -421,6 +512,24 @@ def test_what_is_pending_or_dead_is_never_purged_to_make_room(small_place: Place
     assert found.keys() == small_place.acknowledged.keys()
     assert DEAD == states(small_place.database)["bad"]
     check(small_place)
+
+
+def test_a_search_for_what_may_be_purged_early_is_not_begun_again_at_once(small_place: Place) -> None:
+    outbox_ = small_place.outbox(clock=small_place.clock)
+    with small_place.database.begin() as connection:
+        rows = [message_values(PENDING, key=str(number), payload="x" * 40_000) for number in range(95)]
+        connection.execute(sa.insert(message), rows)
+    while outbox_.care.keep_room() != 1.0:  # until it has found nothing
+        pass
+
+    with small_place.database.begin() as connection:
+        connection.execute(sa.update(message).values(state=DELIVERED, finished_at=small_place.clock.wall))
+    outbox_.care.keep_room()
+    at_once = count(small_place.database, message)
+    small_place.clock.move(1.1)
+    outbox_.care.keep_room()
+
+    assert (95, 0) == (at_once, count(small_place.database, message))
 
 
 def test_the_reserve_inside_is_given_back_and_taken_again(small_place: Place) -> None:

@@ -26,14 +26,16 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler, SamplingResult
 from prometheus_client.parser import text_string_to_metric_families
 
-from outbox import ConfigurationError, Outbox, Policy, Refused, State, Worker, logs, migrate, secret, telemetry
-from outbox.health import Health
+from outbox import ConfigurationError, Outbox, OutOfRoom, Policy, Refused, State, Worker, logs, migrate, secret, telemetry
+from outbox.health import Glance, Health, NoAnswerYet
 from outbox.metrics import Metrics
+from outbox.policy import MIB
 from outbox.port import Page, Port
 from outbox.service import Service
+from outbox.spool import DirectorySpool
 from outbox.store import living
 from outbox.systemd import Notifier
 from outbox.tables import audit, worker
@@ -41,7 +43,7 @@ from outbox.telemetry import context_of
 from outbox.testing import Answer, HangUp, Hold, Status
 from outbox.tracing import Tracing
 from outbox.watching import Recorded, Watcher, Watchers
-from tests.factories import column, count, states
+from tests.factories import an_outbox, column, count, states
 from tests.postgres import Postgres
 from tests.story.conftest import Hand, Place, eventually
 
@@ -188,6 +190,25 @@ def test_a_loop_that_is_never_run_again_is_not_alive(place: Place) -> None:
             ailments = running.get("/livez").json["ailments"]
 
         assert any(f"the loop {loop.name} is" in each for each in ailments)
+
+
+def test_a_pulse_that_has_ended_is_not_alive(sqlite_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(sqlite_place.outbox()) as running:
+        monkeypatch.setattr(running.service.worker, "_stop_pulse", lambda: True)
+
+        eventually(lambda: running.get("/livez").status == 503)
+
+        assert ["the pulse has ended"] == running.get("/livez").json["ailments"]
+
+
+def test_a_worker_that_has_not_begun_or_is_ending_ails_of_nothing(sqlite_place: Place) -> None:
+    working = Worker(sqlite_place.outbox(), poll=0.05)
+
+    before = working.ailments()
+    with working:
+        pass
+
+    assert [] == before == working.ailments()
 
 
 def test_only_what_is_there_can_be_read_and_nothing_else_be_done(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -422,6 +443,11 @@ def test_who_asks_too_shortly_hears_that_the_lock_is_what_nobody_knows_of(sqlite
     assert str(database.text).startswith("it answers; whether its write lock is free, nobody knows: no answer for 0.")
 
 
+def test_a_question_that_nobody_has_asked_has_no_answer() -> None:
+    with pytest.raises(NoAnswerYet, match="nobody has asked yet"):
+        Glance(lambda: 1, "look", fresh=60.0).end(by=math.inf)
+
+
 # Metrics
 
 
@@ -471,6 +497,62 @@ def test_the_gauges_say_what_status_says(place: Place) -> None:
     assert status.destinations["enos"].due == samples[("outbox_messages_due", "enos")]
     assert samples[("outbox_oldest_due_age_seconds", "enos")] > 0
     assert samples[("outbox_spool_free_bytes",)] > 0
+
+
+def test_a_question_that_found_no_thread_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    look = Glance(lambda: 7, "look", fresh=0.0)
+    with monkeypatch.context() as crowded:
+        crowded.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            look(within=20.0)
+
+    assert 7 == look(within=20.0)
+
+
+def test_figures_that_let_one_wait_are_those_of_the_last_time_for_a_while(
+    sqlite_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.health._FRESH", 60.0)  # that the database answers is known
+    monkeypatch.setattr("outbox.metrics._FRESH", 0.0)
+    pending, outbox, enough = ("outbox_messages_pending", "enos"), sqlite_place.outbox(), threading.Event()
+    sqlite_place.hand(outbox)
+    metrics = Metrics(outbox)
+    before = samples_of(metrics.scrape())[pending]
+    sqlite_place.enqueue(outbox, "a")
+    assert outbox.database._reader is not None
+    sa.event.listen(outbox.database._reader, "before_cursor_execute", lambda *_: enough.wait(20))
+
+    with monkeypatch.context() as hasty:
+        hasty.setattr("outbox.metrics.WITHIN", 0.05)
+        meanwhile = samples_of(metrics.scrape())[pending]
+        hasty.setattr("outbox.metrics._GOOD_FOR", 0.0)
+        too_old = samples_of(metrics.scrape())
+    enough.set()
+
+    assert (0, 0) == (before, meanwhile)
+    assert (1, False) == (too_old[("outbox_database_up",)], pending in too_old)
+    eventually(lambda: samples_of(metrics.scrape())[pending] == 1)
+
+
+def test_a_spool_that_fills_has_a_gauge_and_one_whose_room_nobody_knows_has_none(sqlite_place: Place) -> None:
+    class Elsewhere(DirectorySpool):
+        def left(self) -> int | None:
+            return None
+
+    outbox = an_outbox(sqlite_place.url, Elsewhere(sqlite_place.spool), quota=1000)
+    sqlite_place.enqueue(outbox, "a", {"photo": bytes(100)})
+
+    filling = samples_of(Metrics(outbox).scrape())
+    outbox.room.quota = None
+    unknown = samples_of(Metrics(outbox).scrape())
+    outbox.close()
+
+    of_room = (("outbox_spool_free_bytes",), ("outbox_spool_full_in_seconds",))
+    assert [None, 9 * 3600] == [filling.get(each) for each in of_room]
+    assert [None, None] == [unknown.get(each) for each in of_room]
 
 
 def test_an_open_breaker_is_a_gauge_too(place: Place) -> None:
@@ -684,6 +766,26 @@ def test_no_header_travels_when_the_span_is_not_recorded(place: Place) -> None:
 
     hand.turn()
 
+    assert "traceparent" not in place.receiver.requests[0].headers
+    assert {"a": State.DELIVERED} == states(place.database)
+
+
+def test_an_upload_whose_span_cannot_begin_is_sent_without_one(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Sampler):
+        def should_sample(self, *given: Any, **more: Any) -> SamplingResult:
+            raise RuntimeError("no dice")
+
+        def get_description(self) -> str:
+            return "broken"
+
+    outbox = place.outbox()
+    hand = place.hand(outbox)
+    watched(place, hand, Tracing(TracerProvider(sampler=Broken())))
+    place.enqueue(outbox, "a")
+
+    hand.turn()
+
+    assert ["Tracing failed; the work goes on"] == [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
     assert "traceparent" not in place.receiver.requests[0].headers
     assert {"a": State.DELIVERED} == states(place.database)
 
@@ -1082,3 +1184,76 @@ def test_a_password_of_the_database_is_remembered_however_many_tokens_come_and_g
 def test_a_worker_is_refused_a_time_that_is_none(sqlite_place: Place, option: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"expected {option} to be"):
         Worker(sqlite_place.outbox(), **{option: value})
+
+
+def test_a_worker_without_a_destination_is_refused(sqlite_place: Place) -> None:
+    outbox = Outbox(sqlite_place.url, spool=sqlite_place.spool, destinations=[])
+
+    with pytest.raises(ConfigurationError, match="nothing to do: no destination is declared"):
+        Worker(outbox)
+
+    outbox.close()
+
+
+# When the database says no
+
+
+def errors_of(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [each.getMessage() for each in caplog.records if (each.name, each.levelno) == ("outbox.worker", level)]
+
+
+def test_a_database_that_is_away_when_a_name_is_needed_or_idleness_asked_is_asked_again(
+    sqlite_place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    working = Worker(sqlite_place.outbox())
+    working._arrive()
+    first = working.id
+    with sqlite_place.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE outbox_worker RENAME TO away_worker")
+        connection.exec_driver_sql("ALTER TABLE outbox_message RENAME TO away_message")
+
+    idle = working._nothing_left()
+    working._start_anew(first)
+    meanwhile = working.id
+    with sqlite_place.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE away_worker RENAME TO outbox_worker")
+        connection.exec_driver_sql("ALTER TABLE away_message RENAME TO outbox_message")
+    working._start_anew(first)
+
+    assert (False, True) == (idle, working._nothing_left())
+    assert first == meanwhile != working.id
+    said = [words.split(": ")[0] for words in errors_of(caplog, logging.WARNING)]
+    again = f"worker {first} was declared gone; it goes on under a new name"
+    assert ["cannot look at the database", again, "cannot take a new name yet", again] == said
+
+
+def test_a_database_that_is_found_lost_by_one_after_the_other_ends_the_worker_and_is_told_of_once(
+    sqlite_place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    working = Worker(sqlite_place.outbox())
+    working._arrive()
+    sqlite_place.damaged = True
+    (sqlite_place.folder / "outbox.db").unlink()
+
+    idle = working._nothing_left()
+    working._start_anew(working.id)
+
+    assert not idle
+    assert working._stop.is_set()
+    (said,) = errors_of(caplog, logging.CRITICAL)
+    assert "was deleted or replaced" in said
+
+
+def test_a_worker_that_ends_on_a_full_disk_gives_way_and_begins_nothing(sqlite_place: Place) -> None:
+    outbox = sqlite_place.outbox(reserve=MIB)
+    working = Worker(outbox)
+    outbox.care.keep_room()
+
+    def record() -> None:
+        raise OutOfRoom("database or disk is full")
+
+    working.stop()
+    working._attempt(record)
+
+    assert not (sqlite_place.folder / "outbox.db-reserve").exists()
+    assert math.inf == working._room_loop.due
