@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from sqlalchemy import literal, select
 
 from outbox import migrate
 from outbox.app import Outbox
-from outbox.checkup.findings import Check, Finding, in_words, ok, problem, warning
+from outbox.checkup.findings import AS_ITS_USER, Check, Finding, in_words, ok, problem, warning
 from outbox.database import not_power_safe
 from outbox.errors import DatabaseDamaged
 from outbox.store import checking
@@ -69,11 +70,15 @@ class DatabaseLooks:
         if path is None:
             remedy = "look whether it is up, and at its address, its user and its password in the settings"
             return problem(f"the database cannot be read: {in_words(error)}", remedy)
-        if path.is_dir():
-            return problem(f"{path} is a directory", "name the file of the database itself in the settings")
-        if not path.exists():
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
             remedy = "if there was one, look first whether its disk is mounted; for a new one run: outbox init"
             return problem(f"there is no database {path}", remedy)
+        except OSError as unseen:
+            return problem(f"{path} cannot be looked at: {unseen.strerror}", AS_ITS_USER)
+        if stat.S_ISDIR(mode):
+            return problem(f"{path} is a directory", "name the file of the database itself in the settings")
         if isinstance(error, DatabaseDamaged):
             remedy = "stop what uses it, keep its files (-wal and -shm too), run: outbox verify, and restore a copy"
         else:

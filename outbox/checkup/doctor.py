@@ -14,7 +14,7 @@ from outbox.app import Outbox
 from outbox.checkup import places
 from outbox.checkup.database_looks import DatabaseLooks
 from outbox.checkup.delivery_looks import DeliveryLooks
-from outbox.checkup.findings import Check, Finding, Level, in_words, problem
+from outbox.checkup.findings import AS_ITS_USER, Check, Finding, Level, in_words, problem
 from outbox.checkup.machine_looks import MachineLooks
 from outbox.checkup.remote_looks import RemoteLooks
 from outbox.errors import DatabaseDamaged, SchemaError
@@ -108,7 +108,9 @@ class _Running:
             found = [problem(text, "look at the disk and the network: something does not answer")]
         elif self._error is not None:
             text = f"cannot be looked at: {in_words(self._error)}"
-            found = [*self._found, problem(text, "look at the log of this machine; if the database is damaged: outbox verify")]
+            refused = isinstance(self._error, PermissionError)
+            remedy = AS_ITS_USER if refused else "look at the log of this machine; if the database is damaged: outbox verify"
+            found = [*self._found, problem(text, remedy)]
         else:
             found = self._found
         return [replace(each, check=self._check.name, text=conceal(each.text)) for each in found]

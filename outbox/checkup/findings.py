@@ -14,6 +14,9 @@ from outbox.secret import conceal
 from outbox.timekeeping import SKEW
 from outbox.units import in_words as length_in_words
 
+#: What helps where we may not even look.
+AS_ITS_USER = "run this as the user that the worker runs as"
+
 
 class Level(StrEnum):
     """How much a finding matters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -106,7 +107,8 @@ class MachineLooks:
         folders = [root, *sorted(each for each in root.iterdir() if each.is_dir() and not each.is_symlink())]
         yield from (*folders, root / ".outbox")
         for folder in folders[1:]:
-            yield from itertools.islice((each for each in folder.iterdir() if each.is_file()), 4)
+            with contextlib.suppress(PermissionError):  # told of the folder itself
+                yield from itertools.islice((each for each in folder.iterdir() if each.is_file()), 4)
 
     def _root(self) -> Path | None:
         spool = self._outbox.spool_store

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from outbox.checkup.findings import AS_ITS_USER
+
 #: File systems of other machines: their locks and their fsync promise less than SQLite and the spool count on.
 _REMOTE = frozenset(
     {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "ncpfs"}
@@ -98,7 +100,7 @@ def permission_faults(paths: Iterable[Path], owner: int | None = None) -> Iterat
         except FileNotFoundError:
             continue
         except OSError as error:
-            yield Fault(f"{path} cannot be looked at: {error.strerror}", "run this as the user that the worker runs as", True)
+            yield Fault(f"{path} cannot be looked at: {error.strerror}", AS_ITS_USER, True)
             continue
         owner = found.st_uid if owner is None else owner
         mode, folder = stat.S_IMODE(found.st_mode), stat.S_ISDIR(found.st_mode)

@@ -142,7 +142,7 @@ class Verification:
     def _counted(self, damage: Damage) -> Damage:
         if damage.level is Level.PROBLEM:
             self.tally.problems += 1
-        elif damage.level is Level.WARNING:
+        else:
             self.tally.warnings += 1
         return damage
 

@@ -96,8 +96,6 @@ def _likely(raw: bytes, first: bytes) -> _Log:
 
 
 def _header(raw: bytes) -> _Log | None:
-    if len(raw) < _HEADER:
-        return None
     magic, _, page, _ = struct.unpack_from(">4I", raw)
     sums = struct.unpack_from(">2I", raw, 24)
     order = ">" if magic == _MAGIC[1] else "<"
