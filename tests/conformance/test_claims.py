@@ -1,17 +1,18 @@
-"""The claim builder: one large message at a time probes a destination that may be down, and only with nothing smaller due."""
+"""The claim builder: which message probes a destination that may be down, and what goes into a batch."""
 
 from __future__ import annotations
 
 import pytest
 import sqlalchemy as sa
 
-from outbox import Lane
+from outbox import Lane, Policy
 from outbox.claims import Claims, WorkerGone
 from outbox.database import Database
+from outbox.limits import Learned
 from outbox.model import Batch
 from outbox.patience import Breaker
 from outbox.store import breaker
-from tests.factories import NOW, Clock, enos, join, put
+from tests.factories import NOW, Clock, claims_of, enos, join, keys_claimed, put
 
 LANES = [Lane.LARGE, Lane.NORMAL]
 SHUT = Breaker(5, NOW)
@@ -93,3 +94,38 @@ def test_a_worker_that_never_joined_claims_nothing(database: Database, claims: C
 
         with pytest.raises(WorkerGone, match=r"^w2$"):
             claimed(stranger, connection)
+
+
+def test_an_upload_that_began_before_the_breaker_opened_is_no_probe(database: Database, clock: Clock) -> None:
+    claims = claims_of(database, clock, enos=Policy(batch_messages=1))
+    with database.begin() as connection:
+        put(connection, "before")
+        put(connection, "probe")
+        put(connection, "waits")
+    before = keys_claimed(database, claims)
+    with database.begin() as connection:
+        breaker.move(connection, "enos", Breaker(), SHUT, NOW)
+
+    assert [["before"], ["probe"], []] == [before, keys_claimed(database, claims), keys_claimed(database, claims)]
+
+
+def test_a_batch_keeps_to_the_size_that_was_learned_and_says_when_it_began(database: Database, clock: Clock) -> None:
+    claims = claims_of(database, clock, enos=Policy())
+    with database.begin() as connection:
+        breaker.save_learned(connection, "enos", Learned(250, NOW))
+        for _ in range(3):
+            put(connection, size=100)
+
+        batch = claims.claim(connection, "enos", [Lane.NORMAL])
+
+    assert batch is not None
+    assert (2, NOW) == (len(batch.messages), batch.started_at)
+
+
+def test_of_an_ordering_key_without_an_order_all_go_together(database: Database, clock: Clock) -> None:
+    claims = claims_of(database, clock, enos=Policy())
+    with database.begin() as connection:
+        for key in ("a", "b"):
+            put(connection, key, ordering_key="k", ordered=False)
+
+    assert ["a", "b"] == keys_claimed(database, claims)

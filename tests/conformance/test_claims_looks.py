@@ -43,6 +43,23 @@ def test_what_is_further_away_than_any_back_off_was_put_off_by_a_wrong_clock(dat
     assert ["m"] == keys_claimed(database, claims)
 
 
+def test_how_far_away_that_is_each_destination_says_for_itself(database: Database, clock: Clock) -> None:
+    claims = claims_of(database, clock, enos=Policy(backoff_cap=30 * 86_400), elsewhere=Policy())
+    with database.begin() as connection:
+        for name in ("enos", "elsewhere"):
+            put(connection, destination=name, due_at=NOW + timedelta(days=20))
+
+    assert [False, True] == [claims.anything_due(name, [Lane.NORMAL]) for name in ("enos", "elsewhere")]
+
+
+def test_what_is_not_so_far_away_waits(database: Database, clock: Clock) -> None:
+    claims = claims_of(database, clock, enos=Policy())
+    with database.begin() as connection:
+        put(connection, due_at=NOW + timedelta(minutes=1))
+
+    assert not claims.anything_due("enos", [Lane.NORMAL])
+
+
 def test_how_far_away_messages_are_is_looked_at_now_and_then_and_when_the_clock_steps_back(
     database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
