@@ -43,6 +43,14 @@ def test_what_is_further_away_than_any_back_off_was_put_off_by_a_wrong_clock(dat
     assert ["m"] == keys_claimed(database, claims)
 
 
+def test_the_furthest_message_is_the_one_that_is_due_last_and_not_the_one_that_came_last(database: Database) -> None:
+    with database.begin() as connection:
+        for days in (2, 3, 1):
+            put(connection, due_at=NOW + timedelta(days=days))
+
+        assert NOW + timedelta(days=3) == claiming.furthest(connection, "enos")
+
+
 def test_how_far_away_that_is_each_destination_says_for_itself(database: Database, clock: Clock) -> None:
     claims = claims_of(database, clock, enos=Policy(backoff_cap=30 * 86_400), elsewhere=Policy())
     with database.begin() as connection:
