@@ -86,6 +86,9 @@ SAME: tuple[Same, ...] = (
     Same("outbox/claims.py", "if alone and not", "if alone or not", _LOOKED_AT_TWICE),
     Same("outbox/claims.py", "when, 1):", "when, None):", _ANY),
     Same("outbox/claims.py", "when, 1):", "when, 2):", _ANY),
+    Same(_CLAIMING, "if with_files else", "if (with_files) or True else", "of no messages there are none"),
+    Same(_CLAIMING, ".order_by(message.c.due_at, message.c.id)", ".order_by(message.c.due_at, ", _IN_THE_INDEX),
+    Same("outbox/claims.py", "if limited else", "if (limited) or True else", "where nothing limits it, everything is let in"),
     Same(_CLAIMING, "limit(1).exists()", "exists()", _ANY),
     Same(_CLAIMING, "select(worker.c.id).where(worker.c.id == worker_id,", "select(None)", _ANY),
     Same(

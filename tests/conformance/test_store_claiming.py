@@ -88,6 +88,31 @@ def test_a_claim_carries_payload_counters_and_files(database: Database) -> None:
     assert [photo.name] == [each.file.name for each in full.attachments]
 
 
+def test_a_claim_carries_the_trace_that_its_producer_was_in(database: Database) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with database.begin() as connection:
+        put(connection, traceparent=trace)
+
+        claimed = claim(connection)
+
+    assert claimed is not None
+    assert [trace] == [each.traceparent for each in claimed.messages]
+
+
+def test_what_does_not_wait_any_more_when_it_is_marked_is_left_out(database: Database) -> None:
+    with database.begin() as connection:
+        join(connection, "w1")
+        gone, stays = put(connection, "gone"), put(connection, "stays")
+        taken = waiting(connection)
+        connection.execute(sa.update(message).where(message.c.id == gone).values(state=State.CANCELLED, finished_at=NOW))
+        number = claiming.start_delivery(connection, "enos", Lane.NORMAL, "w1", taken, False, NOW)
+
+        marked = claiming.mark_claimed(connection, taken, "w1", number, RIGHT)
+
+        assert [stays] == [each.id for each in marked]
+        assert State.CANCELLED == row_of(connection, gone).state
+
+
 def test_a_delivery_is_written_before_anything_is_sent(database: Database) -> None:
     with database.begin() as connection:
         put(connection, size=10, file_bytes=5)
