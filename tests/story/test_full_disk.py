@@ -532,6 +532,24 @@ def test_a_search_for_what_may_be_purged_early_is_not_begun_again_at_once(small_
     assert (95, 0) == (at_once, count(small_place.database, message))
 
 
+def test_what_is_purged_early_goes_a_handful_at_a_time_oldest_first(
+    small_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.care.HANDFUL", 5)
+    outbox_ = small_place.outbox(clock=small_place.clock)
+    with small_place.database.begin() as connection:
+        kept = {"finished_at": small_place.clock.wall, "payload": "x" * 40_000}
+        rows = [message_values(DELIVERED, key=f"{number:02}", **kept) for number in range(95)]
+        connection.execute(sa.insert(message), rows)
+
+    left = []
+    for _ in range(2):
+        outbox_.care.keep_room()
+        left.append(sorted(states(small_place.database)))
+
+    assert [(90, "05"), (85, "10")] == [(len(each), each[0]) for each in left]
+
+
 def test_the_reserve_inside_is_given_back_and_taken_again(small_place: Place) -> None:
     outbox_ = small_place.outbox(reserve=0)
     outbox_.care.keep_room()
