@@ -11,6 +11,7 @@ points to be killed at) as large as they were promised.
 """
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -105,6 +106,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if not in_turn(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_collection_finish() -> None:
+    # What is here by now stays to the end: no collection of garbage need look at it again.
+    gc.collect()
+    gc.freeze()
 
 
 def is_for_a_merge(item: pytest.Item) -> bool:

@@ -68,7 +68,7 @@ def test_a_message_that_does_not_wait_for_the_one_before_is_seen(place: Place, m
     _goes_wrong(place, "of its stream is (pending|claimed)|two of one stream")
 
 
-@pytest.mark.merge  # it takes many lives
+@pytest.mark.full  # it takes many lives
 def test_a_worker_that_looks_only_behind_the_last_id_is_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     last = [0]
     waiting, mark_claimed = claiming.waiting, claiming.mark_claimed
@@ -86,14 +86,14 @@ def test_a_worker_that_looks_only_behind_the_last_id_is_seen(place: Place, monke
     _goes_wrong(place, "nothing stands in the way|is still pending")
 
 
-@pytest.mark.merge  # as the explorer finds every day
+@pytest.mark.full  # as the explorer finds every day
 def test_a_replay_of_a_message_under_way_is_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(acting.FROM, "replay", FINAL | {State.CLAIMED})
 
     _goes_wrong(place, "IntegrityError|CheckViolation")
 
 
-@pytest.mark.merge  # as the explorer finds every day
+@pytest.mark.full  # as the explorer finds every day
 def test_a_record_that_does_not_ask_for_its_claim_is_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     broken(monkeypatch, recording.record, FENCE)
 

@@ -52,7 +52,7 @@ def _outbox(url: str, folder: Path, on: Database) -> Outbox:
     return outbox
 
 
-@pytest.mark.merge
+@pytest.mark.long
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name.replace(" × ", "-and-").replace(" ", "-"))
 def test_no_order_of_the_statements_of_two_breaks_a_law(weaver: Weaver, pair: Pair) -> None:
     found = weaver.weave(pair, MOST)

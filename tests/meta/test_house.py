@@ -63,7 +63,7 @@ def test_import_outbox_is_light() -> None:
     assert HEAVY & set(imported.stdout.split()) == set()
 
 
-@pytest.mark.merge
+@pytest.mark.full
 def test_every_module_can_be_imported_first() -> None:
     """An import cycle shows only from one of its ends, so each module is tried with none of the others loaded."""
     script = """

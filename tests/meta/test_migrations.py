@@ -206,7 +206,7 @@ def columns_and_rules(inspector: sa.Inspector) -> tuple[dict[tuple[str, str], Ki
     return columns, rules
 
 
-@pytest.mark.merge
+@pytest.mark.long
 def test_processes_that_upgrade_at_once_do_not_trip_over_each_other(database: Database, database_url: str) -> None:
     script = (
         "import sys; from outbox import migrate; from outbox.database import Database; migrate.upgrade(Database(sys.argv[1]))"

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.factories import in_full
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,9 +56,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outbox(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `outbox` command of an environment that holds the wheel, what it depends on, and nothing else."""
     environment = tmp_path_factory.mktemp("alone") / "venv"
-    run(sys.executable, "-m", "venv", environment)
+    run(sys.executable, "-m", "venv", environment, *in_full((), ("--without-pip",)))
     commands = environment / ("Scripts" if os.name == "nt" else "bin")
-    run(commands / "python", "-m", "pip", "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt", wheel)
+    if in_full(True, False):
+        run(commands / "python", "-m", "pip", "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt", wheel)
+        return commands / "outbox"
+    # What it depends on is borrowed: a folder on the path brings its packages, and not the checkout that is installed there.
+    borrowed = sysconfig.get_path("purelib")
+    packages = run(commands / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    (Path(packages) / "borrowed.pth").write_text(f"{borrowed}\n", "utf-8")
+    pip = (sys.executable, "-m", "pip", "--python", commands / "python", "install", "-q", "--no-deps", "--no-compile")
+    run(*pip, wheel)
+    assert str(environment) in run(commands / "python", "-c", "import outbox; print(outbox.__file__)", cwd=environment)
     return commands / "outbox"
 
 

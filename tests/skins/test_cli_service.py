@@ -313,7 +313,7 @@ def test_nor_does_one_with_secrets_in_files_and_a_password_in_the_address(
     assert 1 == away.returncode  # with another password there is no way in: this one is what was used
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_nor_does_an_app_with_literals_and_a_bug_that_speaks_of_them(tmp_path: Path, receiver: Receiver) -> None:
     database = f"sqlite:///{tmp_path}/shop.db"
     shell = Shell(tmp_path, receiver, SHOP_DATABASE=database, PYTHONDONTWRITEBYTECODE="1")

@@ -34,7 +34,8 @@ __all__ = ["ROOT", "Hand", "Place", "Process", "eventually"]
 class Place:
     """One database with its spool and a receiver, and what was promised to producers there."""
 
-    def __init__(self, url: str, folder: Path, receiver: Receiver) -> None:
+    def __init__(self, url: str, folder: Path, receiver: Receiver, *, empty: bool = False) -> None:
+        """`empty`: its database has no schema yet."""
         self.url = url
         self.folder = folder
         self.spool = folder / "spool"
@@ -45,7 +46,8 @@ class Place:
         self.damaged = False
         self.purged: set[str] = set()
         self.database = Database(url)
-        migrate.upgrade(self.database)
+        if empty:
+            migrate.upgrade(self.database)
         self.engine = caller_engine(url)
         self._processes: list[Process] = []
         self._outboxes: list[Outbox] = []
@@ -222,7 +224,7 @@ def postgres_place(postgres_url: str, tmp_path: Path, receiver: Receiver) -> Ite
 @pytest.fixture
 def private_place(private_postgres: Postgres, tmp_path: Path, receiver: Receiver) -> Iterator[Place]:
     """On a server that may be stopped and killed."""
-    place = Place(create_database(private_postgres.url), tmp_path, receiver)
+    place = Place(create_database(private_postgres.url), tmp_path, receiver, empty=True)
     yield place
     place.close()
 

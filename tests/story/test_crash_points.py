@@ -63,7 +63,7 @@ def kill(sweep: Sweep, operation: str, at: int) -> str:
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_process_that_is_killed_at_any_point_is_made_good(sweep: Sweep, operation: str) -> None:
     """In full at each; in brief at one in five, from where chance begins."""
-    stride = in_full(1, 5)
+    stride = in_full(1, 7)
     at = dice().randint(1, stride)
     struck: list[str] = []
     while (point := kill(sweep, operation, at)) and point != "the end":

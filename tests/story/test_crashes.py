@@ -181,7 +181,7 @@ def test_a_claim_that_was_cut_off_from_its_database_is_not_stranded(
         place.enqueue(outbox, f"m{number}", ordering_key="pump" if number % 3 == 0 else None)
     place.run("work", worker=FAST, policy={"batch_messages": 2})
 
-    for wanted in (5, 15, 25, 35):
+    for wanted in in_full((5, 15, 25, 35), (5, 25)):
         receiver.wait_for(lambda each, wanted=wanted: len(each.accepted) >= wanted, 20)
         private_postgres.stop("immediate")
         private_postgres.start_again()
@@ -204,12 +204,12 @@ def test_workers_are_killed_again_and_again(place: Place) -> None:
     story = {"worker": {"gone_after": 1.0, "poll": 0.05}, "policy": {"batch_messages": 3, "senders": 2, "max_unknown": 1000}}
     place.receiver.always(Slow(0.2))
     outbox = place.outbox()
-    for number in range(240):
+    for number in range(in_full(240, 120)):
         files = {"photo": os.urandom(2000)} if number % 4 == 0 else {}
         place.enqueue(outbox, f"m{number:03}", files, ordering_key=f"s{number % 5}" if number % 3 == 0 else None)
     workers = [place.run("work", **story) for _ in range(2)]
 
-    for _ in range(8):
+    for _ in range(in_full(8, 4)):
         known = len(place.receiver.requests)
         place.receiver.wait_for(lambda receiver, known=known: len(receiver.requests) > known and receiver.in_flight > 0, 20)
         victim = dice.randrange(2)

@@ -27,7 +27,7 @@ from tests.postgres import Postgres
 from tests.story.conftest import Place, eventually
 
 #: So many bits are flipped in the database, one after the other, each anew.
-FLIPS = in_full(1000, 60)
+FLIPS = in_full(1000, 40)
 
 
 def verified(outbox: Outbox, **options: Any) -> list[Damage]:
@@ -437,7 +437,7 @@ class Sound(NamedTuple):
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Sound:
     folder = tmp_path_factory.mktemp("sound")
     with Receiver(check_token=False) as receiver:
-        place = Place(f"sqlite:///{folder / 'outbox.db'}", folder, receiver)
+        place = Place(f"sqlite:///{folder / 'outbox.db'}", folder, receiver, empty=True)
         outbox_ = place.outbox()
         receiver.refuse(lambda struct: struct["assetId"] == "done-3", msg="no such model")
         for number in range(8):

@@ -322,7 +322,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def disk_place(disk: Path, receiver: Receiver) -> Iterator[Place]:
-    place = Place(f"sqlite:///{disk / 'outbox.db'}", disk, receiver)
+    place = Place(f"sqlite:///{disk / 'outbox.db'}", disk, receiver, empty=True)
     yield place
     place.close()
 

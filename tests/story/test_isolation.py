@@ -179,7 +179,7 @@ def test_ten_bad_messages_are_refused_by_name(place: Place, placement: str) -> N
     refused_by_name(place, good, chosen(placement, good + 10, 10), "hand", keep_good=placement in ("adjacent", "random"))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ten_bad_among_very_many_good_are_refused_by_name(sqlite_place: Place) -> None:
     refused_by_name(sqlite_place, MANY, chosen("spread", MANY + 10, 10), "hand", keep_good=False)
 
@@ -424,7 +424,7 @@ def test_a_message_that_kills_its_worker_among_very_many_good_is_given_up(place:
 @pytest.mark.long
 def test_a_message_that_kills_its_worker_takes_no_neighbour_along(place: Place) -> None:
     """Without batches each neighbour is under way alone when the worker dies, as the guilty one is."""
-    deaths = killed_again_and_again(place, in_full(400, 100), policy={"batch_messages": 1, "max_unknown": 3})
+    deaths = killed_again_and_again(place, in_full(400, 60), policy={"batch_messages": 1, "max_unknown": 3})
 
     assert 3 + 1 == deaths
     unknowns = most_unknowns(place)

@@ -199,7 +199,7 @@ def two_workers(place: Place, policy: Policy) -> Iterator[Outbox]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("most", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_a_number_of_uploads_alone_is_kept_to_and_used(distant: Place, most: int) -> None:
     policy = Policy(batch_messages=1, in_flight=most)
     enqueue_all(distant, distant.outbox(policy), keys_of(30))

@@ -458,7 +458,7 @@ def test_an_outage_in_the_middle_of_a_backlog_is_survived_by_real_senders(scene:
     place = scene
     policy = Policy(batch_messages=5, probe_first=0.05, probe_cap=0.2)
     workers = [Worker(place.outbox(policy), poll=0.02) for _ in range(2)]
-    backlog(place, 600)
+    backlog(place, in_full(600, 300))
 
     for each in workers:
         each.start()

@@ -44,7 +44,7 @@ def slow_postgres(one_server: Postgres) -> Postgres:
 
 @pytest.fixture
 def place(slow_postgres: Postgres, tmp_path: Path, receiver: Receiver) -> Iterator[Place]:
-    place = Place(create_database(slow_postgres.url), tmp_path, receiver)
+    place = Place(create_database(slow_postgres.url), tmp_path, receiver, empty=True)
     yield place
     place.close()
 

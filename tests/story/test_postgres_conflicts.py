@@ -246,7 +246,7 @@ def struck_everywhere(bench: Bench, arrange: Callable[[Bench], Callable[[], obje
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_whatever_is_struck_at_any_step_goes_on_and_nothing_is_lost_or_doubled(bench: Bench, operation: str) -> None:
-    stride = in_full(1, 13 if bench.place.database.kind == "sqlite" else 2)
+    stride = in_full(1, 17 if bench.place.database.kind == "sqlite" else 3)
     for first in range(in_full(len(bench.interference.kinds), 1)):  # in full, each step is struck in every way
         bench.strikes = first
         struck = struck_everywhere(bench, OPERATIONS[operation], stride)

@@ -126,9 +126,7 @@ def test_nothing_is_lost_in_a_power_cut_after_a_sync_that_failed(
 
 
 @pytest.mark.merge
-@pytest.mark.parametrize(
-    "error", [pytest.param(each, marks=[] if each in ("ENOSPC", "EIO") else pytest.mark.full) for each in OTHERS]
-)
+@pytest.mark.parametrize("error", [pytest.param(each, marks=[] if each == "EIO" else pytest.mark.full) for each in OTHERS])
 def test_nothing_is_lost_whatever_file_operation_fails(receiver: Receiver, tmp_path: Path, seed: int, error: str) -> None:
     failures = [(kind, error, times) for kind, times in OTHERS[error]]
     found = record(tmp_path / "recording", seed, failures, [each for each in failures if each[0] == "write"][:1])

@@ -61,7 +61,9 @@ def test_many_kills_lose_nothing(kind: str, tmp_path: Path, request: pytest.Fixt
 
 
 @pytest.mark.merge
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("sqlite", marks=pytest.mark.full), pytest.param("postgres", marks=pytest.mark.postgres)]
+)
 def test_pauses_beyond_the_gone_time_lose_nothing(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     server = None if kind == "sqlite" else request.getfixturevalue("postgres_server_url")
 
@@ -75,7 +77,7 @@ def test_pauses_beyond_the_gone_time_lose_nothing(kind: str, tmp_path: Path, req
     print(sum(each.counts["declared gone in a pause"] for each in news), "were declared gone")
 
 
-@pytest.mark.merge
+@pytest.mark.full
 def test_what_is_broken_is_found_and_the_table_says_so(tmp_path: Path) -> None:
     """A claim that does not ask which message of a stream goes first sends them out of order, or twice at a time."""
     asked = ["--minutes", "0.4", "--only", "kills", "--database", "sqlite", "--folder", tmp_path / "kept"]

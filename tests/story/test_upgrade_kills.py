@@ -217,7 +217,7 @@ def test_an_upgrade_that_is_killed_here_and_there_and_done_again_is_as_one_that_
 def test_an_upgrade_that_is_killed_anywhere_and_done_again_is_as_one_that_was_not(
     place: Place, copy: Callable[[Place], str], beginning: str
 ) -> None:
-    as_one_that_was_not(place, copy, beginning, lambda _: in_full(1, 15))
+    as_one_that_was_not(place, copy, beginning, lambda _: in_full(1, 21))
 
 
 def test_after_an_upgrade_that_was_killed_a_backlog_goes_on_where_it_was(place: Place) -> None:
