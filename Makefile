@@ -26,8 +26,8 @@ setup: $(READY) ## a virtual environment in .venv with everything in it
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "outbox needs Python 3.11 or newer, this is %d.%d. Try: make setup PYTHON=python3.13" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	@# Compiled once here, and not by every process of the first run at the same time.
+	@# What is used is compiled once, below, and not by every process of the first run at the same time.
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m compileall -q outbox migrations
 	@$(BIN)/python -m pytest -q --collect-only tests > /dev/null || true # what is wrong there, the tests will say
 	@touch $@
