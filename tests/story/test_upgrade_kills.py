@@ -34,6 +34,9 @@ Rows = dict[str, list[dict[str, Any]]]
 def postgres_url(postgres_server_url: str) -> Iterator[str]:
     """One that nobody shares: its schema is an old one for a while."""
     url = create_database(postgres_server_url)
+    database = Database(url)
+    migrate.upgrade(database)
+    database.close()
     yield url
     drop_database(url)
 
