@@ -120,7 +120,7 @@ def test_many_backlogs_take_turns(place: Place) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batch", [3, 10, 100])
+@pytest.mark.parametrize("batch", [pytest.param(3, marks=pytest.mark.full), 10, pytest.param(100, marks=pytest.mark.full)])
 def test_each_kind_of_message_has_a_part_of_the_next_request(place: Place, batch: int) -> None:
     outbox = place.outbox(Policy(batch_messages=batch), clock=place.clock)
     for number in range(40):

@@ -581,7 +581,9 @@ def test_a_learned_size_is_forgotten_slowly_and_held_again_after_one_refusal(mod
 
 
 @pytest.mark.long
-@EARLY_OR_NOT
+@pytest.mark.parametrize(
+    "modest", [pytest.param(False, marks=pytest.mark.full), True], indirect=True, ids=["read first", "early"]
+)
 def test_many_senders_learn_a_size_together(modest: Place) -> None:
     put_bytes(modest, modest.outbox(), "first", 4_000_000)
 

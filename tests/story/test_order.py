@@ -644,9 +644,8 @@ def enqueue_others(place: Place, outbox: Outbox, name: str) -> None:
         place.enqueue(outbox, f"{name}{number}", ordering_key=[None, "fan", f"k{number}"][number % 3])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rule", ["block", pytest.param("skip", marks=pytest.mark.full)])
-@pytest.mark.long
+@pytest.mark.full
+@pytest.mark.parametrize("rule", ["block", "skip"])
 def test_a_key_with_very_many_behind_a_dead_head_does_not_slow_the_claims_of_others(place: Place, rule: Any) -> None:
     """Where the rule is to skip, they are dead themselves: the time of a month's backlog was over."""
     outbox = place.outbox(Policy(on_dead=rule, batch_messages=20, reject_streak=1000), clock=place.clock)

@@ -109,7 +109,7 @@ def _behaving(stack: contextlib.ExitStack, behaviour: Any, **more: Any) -> Outag
 KINDS = [connection_refused, black_hole, never_answers, http_500, http_404_with_html, redirect, token_service_down]
 
 
-RARE = (black_hole, never_answers, http_500, redirect)
+RARE = (black_hole, never_answers, http_500, http_404_with_html, redirect)
 
 
 @pytest.fixture(

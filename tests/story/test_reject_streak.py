@@ -118,7 +118,7 @@ def test_a_destination_that_refuses_everything_stops_after_so_many_and_kills_no_
     assert {Reason.REJECTED} == set(reasons(typo.place.database).values())
 
 
-@pytest.mark.parametrize("together", [1, 100])
+@pytest.mark.parametrize("together", [1, pytest.param(100, marks=pytest.mark.full)])
 def test_several_workers_together_kill_no_more_than_one(typo: Typo, together: int) -> None:
     hands = [typo.place.hand(typo.wrong(batch_messages=together)) for _ in range(4)]
     typo.backlog(300)
@@ -308,7 +308,7 @@ def test_a_resume_without_the_fix_costs_no_more_than_the_limit_again(typo: Typo)
     assert {DEAD: 2 * STREAK, PENDING: 100 - 2 * STREAK} == typo.counted()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_streams_go_on_in_order_once_their_dead_are_replayed(typo: Typo) -> None:
     place = typo.place
     wrong = typo.wrong()

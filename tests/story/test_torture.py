@@ -52,7 +52,7 @@ def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
 def test_many_kills_lose_nothing(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     server = None if kind == "sqlite" else request.getfixturevalue("postgres_server_url")
 
-    many = in_full(100, 15)
+    many = in_full(100, 12)
 
     news = tortured("kills", "kills", many, tmp_path, kind=kind, server=server)
 
