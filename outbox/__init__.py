@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         UnknownDestination,
     )
     from outbox.explaining import Cause
-    from outbox.model import Enqueued, File, Lane, Reason, Selection, SpooledFile, State
+    from outbox.model import Enqueued, Entry, File, Lane, Reason, Selection, SpooledFile, State
     from outbox.policy import Policy, Retention
     from outbox.secret import Secret, env, secret_file
     from outbox.spool import DirectorySpool, Spool
@@ -50,6 +50,7 @@ __all__ = [
     "EnosEvents",
     "EnosMeasurePoints",
     "Enqueued",
+    "Entry",
     "Fault",
     "File",
     "FileChanged",
@@ -110,7 +111,7 @@ _HOMES = {
         "UnknownDestination",
     ],
     "outbox.explaining": ["Cause"],
-    "outbox.model": ["Enqueued", "File", "Lane", "Reason", "Selection", "SpooledFile", "State"],
+    "outbox.model": ["Enqueued", "Entry", "File", "Lane", "Reason", "Selection", "SpooledFile", "State"],
     "outbox.policy": ["Policy", "Retention"],
     "outbox.secret": ["Secret", "env", "secret_file"],
     "outbox.spool": ["DirectorySpool", "Spool"],

@@ -86,6 +86,21 @@ class File:
 FileSource = str | os.PathLike[str] | bytes | BinaryIO | SpooledFile | File
 
 
+@dataclass(slots=True)
+class Entry:
+    """A message for `enqueue_many`: what `enqueue` takes beside the destination."""
+
+    payload: Any
+    files: Mapping[str, FileSource] | None = None
+    key: str | None = None
+    ordering_key: str | None = None
+    ordered: bool | None = None
+    due_at: datetime | None = None
+    expires_at: datetime | None = None
+    lane: Lane | str | None = None
+    traceparent: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A file's place in a message: the producer's name for it, and the spooled bytes."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -148,7 +148,7 @@ def new_message(key: str | None = None, **changes: Any) -> arriving.NewMessage:
         due_at=NOW,
         clock_plausible=True,
     )
-    return replace(message, **changes)
+    return message._replace(**changes)
 
 
 def put(
@@ -164,14 +164,15 @@ def put(
     new = new_message(key, files=len(files), **changes)
     place = arriving.next_in_stream(connection, new, ordering_key) if ordering_key and ordered else None
     share_id = shares.join(connection, new, ordering_key) if ordering_key and not ordered else None
-    message_id = arriving.add_message(connection, new, place, share_id)
+    stream_id, number = place or (None, None)
+    message_id = arriving.add_message(connection, new._replace(stream_id=stream_id, stream_number=number, share_id=share_id))
     assert message_id is not None, f"{key} is there already"
     if place is not None:
         arriving.wake_stream(connection, place[0], new)
     if share_id is not None:
         shares.wake(connection, [share_id], new.due_at, scheduled=new.scheduled)
     attachments = [Attachment(f"file-{number}", each, "photo.jpg", "image/jpeg") for number, each in enumerate(files)]
-    arriving.attach(connection, message_id, attachments)
+    arriving.attach(connection, {message_id: attachments})
     return message_id
 
 

@@ -286,7 +286,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
-def disk_left(folder: Path) -> int | None:
+def disk_left(folder: str | os.PathLike[str]) -> int | None:
     """Bytes that an ordinary user may still write to the disk that a folder is on, or would be; None if it does not say."""
     try:
         if hasattr(os, "statvfs"):
@@ -294,7 +294,8 @@ def disk_left(folder: Path) -> int | None:
             return told.f_bavail * told.f_frsize
         return shutil.disk_usage(folder).free
     except FileNotFoundError:
-        return disk_left(folder.parent) if folder != folder.parent else None
+        above = Path(folder).parent
+        return disk_left(above) if above != Path(folder) else None
     except OSError:
         return None
 

@@ -230,7 +230,7 @@ def test_a_repeated_key_does_not_wake_its_stream(database: Database) -> None:
 
         # The stream steps on, and no message comes of it.
         arriving.next_in_stream(connection, new_message("a"), "pump")
-        assert arriving.add_message(connection, new_message("a"), None) is None
+        assert arriving.add_message(connection, new_message("a")) is None
 
         assert not claiming.anything_due(connection, "enos", list(Lane), When.certain(NOW))
         assert connection.execute(sa.select(head.c.due_at)).scalar_one() is None

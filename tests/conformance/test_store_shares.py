@@ -224,7 +224,7 @@ def test_a_repeated_key_does_not_wake_its_share(database: Database) -> None:
         record(connection, claimed.delivery, "w1", claimed.settled())
 
         new = new_message("a")
-        assert arriving.add_message(connection, new, None, shares.join(connection, new, "pump")) is None
+        assert arriving.add_message(connection, new._replace(share_id=shares.join(connection, new, "pump"))) is None
 
         assert not anything_due(connection)
 
@@ -330,7 +330,7 @@ def test_a_producer_that_has_only_looked_up_its_share_is_not_forgotten_either(
         share_id = shares.join(producer, new, "pump")
         with postgres_database.begin() as connection:
             claimed_all(connection, "w1")
-        following = arriving.add_message(producer, new, None, share_id)
+        following = arriving.add_message(producer, new._replace(share_id=share_id))
         shares.wake(producer, [share_id], new.due_at)
 
     with postgres_database.begin() as connection:
