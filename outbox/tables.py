@@ -87,6 +87,17 @@ class Instant(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+def read_instant(value: datetime | str | None) -> datetime | None:
+    """An instant as a driver gives it, or none; UNREADABLE for a text that is none."""
+    if value is None:
+        return None
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return UNREADABLE
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
 def one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
     """A CHECK that a column holds one of an enum's words."""
     listed = ", ".join(f"'{word.value}'" for word in sorted(words))

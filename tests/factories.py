@@ -21,7 +21,7 @@ from outbox.model import Attachment, Message, Outcome, Reason, SpooledFile
 from outbox.store import arriving, breaker, claiming, living, recording, shares
 from outbox.tables import attempt, delivery, message, metadata
 from outbox.timekeeping import When
-from outbox.verdict import Settlement
+from outbox.verdict import Facts, Settlement
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ORIGIN = 1579580182824
@@ -203,7 +203,7 @@ def waiting(
     connection: sa.Connection, lane: Lane = Lane.NORMAL, now: datetime = NOW, limit: int = 100, *, skip: bool = False
 ) -> list[claiming.Waiting]:
     """What of a lane is due, by a clock that is right."""
-    return claiming.waiting(connection, "enos", lane, When.certain(now), limit, skip=skip)
+    return claiming.waiting(connection, "enos", lane, When.certain(now), limit, skip=skip)[0]
 
 
 def claim(
@@ -213,8 +213,28 @@ def claim(
     taken = waiting(connection, lane, now, limit)
     if not taken:
         return None
-    number = claiming.start_delivery(connection, "enos", lane, worker, taken, False, now)
-    return Claimed(number, worker, tuple(claiming.mark_claimed(connection, taken, worker, number, When.certain(now))))
+    number = start_delivery(connection, taken, lane, worker, now)
+    marked = claiming.mark_claimed(connection, worker, {number: taken}, When.certain(now))
+    return Claimed(number, worker, tuple(marked[number]))
+
+
+def start_delivery(
+    connection: sa.Connection,
+    taken: Sequence[claiming.Waiting],
+    lane: Lane = Lane.NORMAL,
+    worker: str = "w1",
+    now: datetime = NOW,
+) -> int:
+    """The row of one upload to enos; its id."""
+    (number,) = claiming.start_deliveries(connection, "enos", worker, [claiming.Start(lane, taken)], now)
+    return number
+
+
+def finish_delivery(
+    connection: sa.Connection, number: int, outcome: Outcome, facts: Facts | None = None, now: datetime = NOW
+) -> bool:
+    """End one upload; False when somebody else has."""
+    return number in recording.finish_deliveries(connection, [recording.Ended(number, outcome, facts or Facts())], now)
 
 
 def claims_of(database: Database, clock: Clock, **policies: Policy) -> Claims:
@@ -237,7 +257,7 @@ def record(
     connection: sa.Connection, delivery_id: int, worker: str, settled: dict[int, tuple[int, Settlement]], now: datetime = NOW
 ) -> set[int]:
     """As the worker does that sent it; the ids written."""
-    return recording.record(connection, delivery_id, worker, settled, When.certain(now), keep_late=True).written
+    return recording.record(connection, worker, {delivery_id: settled}, When.certain(now), keep_late=True).written
 
 
 def settlement(state: State = State.DELIVERED, outcome: Outcome = Outcome.DELIVERED, **changes: Any) -> Settlement:

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, Connection, Update, bindparam, delete, false, insert, select, true, update
+from sqlalchemy import Connection, Update, delete, false, insert, select, true, update
 
-from outbox.database import insert_or_nothing, insert_or_update
+from outbox.database import insert_or_nothing, insert_or_update, listed
 from outbox.model import Attachment, Lane, SpooledFile, State
-from outbox.statements import Ready, among, document, listed
+from outbox.statements import Ready, document, parameter
 from outbox.tables import attachment, file, head, message, stream
 
 #: A statement that writes nothing and yet takes SQLite's write lock.
@@ -72,25 +72,21 @@ _COMMON = (message.c.destination, message.c.state, message.c.created_at, message
 _OWN = tuple(message.c[name] for name in NewMessage._fields if name not in {each.name for each in _COMMON})
 
 
-def _parameter(column: Column[Any]) -> Any:
-    return bindparam(column.name, type_=column.type)
-
-
 def _add_one(connection: Connection) -> Any:
     columns = (*_COMMON, *_OWN)
     dialect: Any = connection.dialect
     if dialect.postfetch_lastrowid:  # then a row that comes back would cost more than all the rest
         # As a SELECT: what is full in the midst of it takes back the statement alone, and the transaction goes on.
-        values = select(*(_parameter(each) for each in columns)).where(true())
+        values = select(*(parameter(each) for each in columns)).where(true())
         return insert_or_nothing(connection, message).from_select([each.name for each in columns], values)
-    given = {each.name: _parameter(each) for each in columns}
+    given = {each.name: parameter(each) for each in columns}
     return insert_or_nothing(connection, message).values(given).returning(message.c.id)
 
 
 def _add_many(connection: Connection) -> Any:
-    rows, own = listed("rows", _OWN)
+    rows = listed(connection, "rows", _OWN)
     # A condition there must be: without one, SQLite takes ON CONFLICT for a part of a join.
-    found = select(*(_parameter(each) for each in _COMMON), *own).select_from(rows).where(true())
+    found = select(*(parameter(each) for each in _COMMON), *rows.c).where(true())
     into = [each.name for each in (*_COMMON, *_OWN)]
     return insert_or_nothing(connection, message).from_select(into, found).returning(message.c.id, message.c.key)
 
@@ -111,7 +107,7 @@ def add_message(connection: Connection, new: NewMessage) -> int | None:
 def add_messages(connection: Connection, new: Sequence[NewMessage]) -> dict[str, int]:
     """Insert messages of one destination, enqueued at one moment; ids by key, without those whose key names one already."""
     common = {each.name: getattr(new[0], each.name) for each in _COMMON if each is not message.c.state}
-    rows = document([getattr(each, column.name) for column in _OWN] for each in new)
+    rows = document(_OWN, ([getattr(each, column.name) for column in _OWN] for each in new))
     found = _ADD_MANY.run(connection, {**common, "state": State.PENDING.value, "rows": rows})
     return {row.key: row.id for row in found}
 
@@ -151,7 +147,14 @@ def freed(connection: Connection, names: Collection[str]) -> set[str]:
 
 def withdraw(connection: Connection, ids: Collection[int]) -> None:
     """Undo the adding of messages in the same transaction, for a caller who goes on after an error."""
-    connection.execute(delete(message).where(among(message.c.id, "ids")), {"ids": document(ids)})
+    _WITHDRAW.run(connection, {"rows": document((message.c.id,), ([each] for each in ids))})
+
+
+def _withdraw(connection: Connection) -> Any:
+    return delete(message).where(message.c.id.in_(select(*listed(connection, "rows", (message.c.id,)).c)))
+
+
+_WITHDRAW = Ready(_withdraw)
 
 
 def attach(connection: Connection, attachments: Mapping[int, Sequence[Attachment]]) -> None:

@@ -9,10 +9,10 @@ from outbox.database import Database
 from outbox.model import Outcome
 from outbox.policy import GONE_AFTER
 from outbox.presence import Presence
-from outbox.store import living, recording
+from outbox.store import living
 from outbox.tables import delivery, worker
 from outbox.verdict import Facts
-from tests.factories import NOW, Clock, claim, join, put, record
+from tests.factories import NOW, Clock, claim, finish_delivery, join, put, record
 
 Reopen = Callable[[], Database]
 
@@ -75,7 +75,7 @@ def test_a_delivery_that_ended_is_nobodys(database: Database) -> None:
         put(connection)
         claimed = claim(connection, "w1")
         assert claimed is not None
-        recording.finish_delivery(connection, claimed.delivery, Outcome.UNKNOWN, Facts(), NOW)
+        finish_delivery(connection, claimed.delivery, Outcome.UNKNOWN, Facts(), NOW)
 
         assert [] == living.deliveries_of_the_gone(connection, ["enos"], 10)
         assert [] == living.deliveries_of(connection, "w1")

@@ -235,7 +235,7 @@ def test_a_message_that_a_producer_scheduled_waits_for_the_later_of_two_clocks(d
         add(connection, "scheduled", due_at=LATER, scheduled=True)
         (put_off,) = add(connection, "put off", due_at=LATER)
 
-        found = claiming.waiting(connection, "enos", Lane.NORMAL, ahead, 10, skip=False)
+        found = claiming.waiting(connection, "enos", Lane.NORMAL, ahead, 10, skip=False)[0]
 
         assert [put_off] == [each.id for each in found]
         assert 2 == len(waiting(connection, now=LATER))
