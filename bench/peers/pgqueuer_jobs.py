@@ -19,7 +19,12 @@ from pgqueuer.types import QueueExecutionMode
 from turns import PAYLOAD, Drain, rate, take
 
 EMPTY = "TRUNCATE pgqueuer, pgqueuer_log, pgqueuer_statistics"
-BATCH = (["noop"] * 100, [json.dumps(PAYLOAD).encode()] * 100, [0] * 100)
+NAMES, PRIORITIES = ["noop"] * 100, [0] * 100
+
+
+def batch() -> tuple[list[str], list[bytes], list[int]]:
+    """As an application would that has dictionaries, like those that the others are given: it takes bytes."""
+    return NAMES, [json.dumps(PAYLOAD).encode() for _ in range(100)], PRIORITIES
 
 
 def main(what: str, database: str) -> None:
@@ -30,7 +35,7 @@ def main(what: str, database: str) -> None:
         runner.run(queries.install())
 
         def step() -> int:
-            runner.run(queries.enqueue(*BATCH))
+            runner.run(queries.enqueue(*batch()))
             return 100
 
         def enqueue(seconds: float) -> float:
@@ -41,7 +46,7 @@ def main(what: str, database: str) -> None:
             await connection.execute(EMPTY)
             number = jobs.number(seconds)
             for _ in range(number // 100):
-                await queries.enqueue(*BATCH)
+                await queries.enqueue(*batch())
             await connection.execute("ANALYZE pgqueuer")
             queue = PgQueuer(AsyncpgDriver(connection))
 
