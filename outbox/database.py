@@ -28,7 +28,6 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
-    literal_column,
     make_url,
     select,
     text,
@@ -570,7 +569,7 @@ def listed(connection: Connection, name: str, columns: Sequence[Column[Any]]) ->
         members = [column(each.name, Text() if isinstance(each.type, String) else each.type) for each in columns]
         return func.json_to_recordset(cast(given, JSON)).table_valued(*members, name=name).render_derived(with_types=True)
     elements = func.json_each(given).table_valued("value", name="element")
-    found = [func.json_extract(elements.c.value, literal_column(f"'$.{each.name}'")) for each in columns]
+    found = [func.json_extract(elements.c.value, f"$.{each.name}") for each in columns]
     as_kept = [
         func.substr(member, 1, 26) if isinstance(each.type, Instant) else member
         for member, each in zip(found, columns, strict=True)

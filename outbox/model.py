@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from outbox.errors import Fault, Refused
 
@@ -226,8 +226,7 @@ class Selection:
         return "; ".join(filter(None, said)) or "everything"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A claimed message, as a destination and the state machine see it."""
 
     id: int

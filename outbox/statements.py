@@ -72,11 +72,13 @@ def parameter(column: Column[Any], name: str | None = None) -> BindParameter[Any
 def document(columns: Sequence[Column[Any]], rows: Iterable[Sequence[Any]]) -> str:
     """Rows of plain values and instants as one value that travels in a statement, for `listed` in it to take apart."""
     names = [each.name for each in columns]
-    listed = [{name: value for name, value in zip(names, row, strict=True) if value is not None} for row in rows]
-    return json.dumps(listed, separators=(",", ":"), default=_written)
+    return _as_text([dict(zip(names, row, strict=True)) for row in rows])
 
 
 def _written(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime(_INSTANT)
     raise TypeError(f"cannot travel in a statement: {type(value).__name__}")
+
+
+_as_text = json.JSONEncoder(separators=(",", ":"), default=_written).encode

@@ -1,6 +1,6 @@
 """Everything that can be measured, one file for each part of a message's way."""
 
-from bench.figures import delivering, enqueueing, peers
+from bench.figures import claiming, delivering, enqueueing, peers
 from bench.harness import REGISTER
 
-__all__ = ["REGISTER", "delivering", "enqueueing", "peers"]
+__all__ = ["REGISTER", "claiming", "delivering", "enqueueing", "peers"]

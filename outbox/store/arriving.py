@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Update, delete, false, insert, select, true, update
@@ -70,6 +71,7 @@ def wake_stream(connection: Connection, stream_id: int, new: NewMessage) -> None
 #: What is the same for all messages that are enqueued together, and what each has for itself.
 _COMMON = (message.c.destination, message.c.state, message.c.created_at, message.c.clock_plausible)
 _OWN = tuple(message.c[name] for name in NewMessage._fields if name not in {each.name for each in _COMMON})
+_own = attrgetter(*(each.name for each in _OWN))
 
 
 def _add_one(connection: Connection) -> Any:
@@ -107,7 +109,7 @@ def add_message(connection: Connection, new: NewMessage) -> int | None:
 def add_messages(connection: Connection, new: Sequence[NewMessage]) -> dict[str, int]:
     """Insert messages of one destination, enqueued at one moment; ids by key, without those whose key names one already."""
     common = {each.name: getattr(new[0], each.name) for each in _COMMON if each is not message.c.state}
-    rows = document(_OWN, ([getattr(each, column.name) for column in _OWN] for each in new))
+    rows = document(_OWN, map(_own, new))
     found = _ADD_MANY.run(connection, {**common, "state": State.PENDING.value, "rows": rows})
     return {row.key: row.id for row in found}
 

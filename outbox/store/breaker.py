@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, and_, func, select, update
+from sqlalchemy import Connection, Row, Select, and_, func, select, update
 
 from outbox.database import insert_or_nothing
 from outbox.limits import Bucket, Learned, Traffic
 from outbox.model import Lane
 from outbox.patience import Breaker, Stop
+from outbox.statements import Ready, parameter
 from outbox.tables import delivery, destination, read_instant
 
 
@@ -38,8 +39,7 @@ def try_again(connection: Connection, names: Iterable[str], now: datetime) -> No
 
 def standing(connection: Connection, name: str, *, lock: bool = False) -> Standing:
     """A destination's row; with `lock`, nobody changes it before this transaction ends."""
-    statement = select(destination).where(destination.c.name == name)
-    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
+    row = (_LOCKED if lock else _SEEN).run(connection, {"name": name}).one_or_none()
     return Standing(Breaker(), Bucket(), Learned()) if row is None else standing_of(row)
 
 
@@ -58,6 +58,13 @@ STANDING = tuple(
         "learned_at",
     )
 )
+
+
+def _standing(_: Connection) -> Select[Any]:
+    return select(*STANDING).where(destination.c.name == parameter(destination.c.name))
+
+
+_SEEN, _LOCKED = Ready(_standing), Ready(lambda connection: _standing(connection).with_for_update())
 
 
 def standing_of(row: Row[Any]) -> Standing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple, cast
@@ -97,9 +96,9 @@ def _outlook(_: Connection) -> Select[Any]:
     name, instant = parameter(destination.c.name, "destination"), message.c.due_at
     # The first entry of a small index each: whether it is due does not matter yet.
     lanes = [
-        exists(
-            select(message.c.id).where(*_queue(name, literal_column(f"'{lane}'")), instant >= parameter(instant, f"low_{lane}"))
-        ).label(f"any_{lane}")
+        exists(select(message.c.id).where(*_queue(name, lane.value), instant >= parameter(instant, f"low_{lane}"))).label(
+            f"any_{lane}"
+        )
         for lane in Lane
     ]
     going = (head.c.due_at.is_not(None), head.c.claimed_by.is_(None), head.c.blocked_by.is_(None))
@@ -129,12 +128,12 @@ def anything_due(connection: Connection, name: str, lanes: Collection[Lane], whe
     return bool(connection.execute(select(or_(*firsts, ordered, unordered))).scalar())
 
 
-def _queue(name: str | ColumnElement[Any], lane: Lane | ColumnElement[Any]) -> tuple[ColumnElement[bool], ...]:
+def _queue(name: str | ColumnElement[Any], lane: str | ColumnElement[Any]) -> tuple[ColumnElement[bool], ...]:
     """Messages of a lane that wait without an ordering key: what the index of due messages has, in the order of `due_at`."""
     return (message.c.destination == name, message.c.lane == lane, pending, loose)
 
 
-def _due(name: str | ColumnElement[Any], lane: Lane | ColumnElement[Any], when: When) -> tuple[ColumnElement[bool], ...]:
+def _due(name: str | ColumnElement[Any], lane: str | ColumnElement[Any], when: When) -> tuple[ColumnElement[bool], ...]:
     return (*_queue(name, lane), has_come(message.c.due_at, message.c.scheduled, when))
 
 
@@ -289,19 +288,20 @@ def mark_claimed(
             place = {"claimed_by": worker_id, "served": number}
             connection.execute(update(head).where(head.c.stream_id.in_(of_streams)).values(place))
     rows = document(_CLAIM, ((each.id, number) for number, messages in begun.items() for each in messages))
-    marked = {row.id: row for row in _MARK.run(connection, {"worker": worker_id, "rows": rows})}
+    marked = {row[0]: row for row in _MARK.run(connection, {"worker": worker_id, "rows": rows}).all()}
     for number, messages in begun.items():
         if of_shares := {each.share_id for each in messages if each.share_id is not None}:
             shares.served(connection, of_shares, number, when)
     with_files = [each.id for each in taken if each.files]
     attached = attachments(connection, with_files) if with_files else {}
     return {
-        number: [_message(marked[each.id], attached.get(each.id, ())) for each in messages if each.id in marked]
+        number: [_message(marked[each.id], attached.get(each.id)) for each in messages if each.id in marked]
         for number, messages in begun.items()
     }
 
 
-_CARRIED = tuple(message.c[each.name] for each in fields(Message) if each.name not in ("text", "attachments"))
+#: What a message carries, in the order that it has: its text is the payload, and its attachments are read by themselves.
+_CARRIED = tuple(message.c[{"text": "payload"}.get(name, name)] for name in Message._fields if name != "attachments")
 
 
 #: A message and the delivery that it is claimed for.
@@ -315,29 +315,15 @@ def _mark(connection: Connection) -> Any:
         update(message)
         .where(message.c.id == taken.id, pending)
         .values(**changes, delivery_id=taken.delivery_id, attempt=message.c.attempt + 1)
-        .returning(*_CARRIED, message.c.payload)
+        .returning(*_CARRIED)
     )
 
 
 _MARK = Ready(_mark)
 
 
-def _message(row: Row[Any], attached: Sequence[Attachment]) -> Message:
-    return Message(
-        id=row.id,
-        key=row.key,
-        text=row.payload,
-        attempt=row.attempt,
-        failures=row.failures,
-        unknowns=row.unknowns,
-        batch_limit=row.batch_limit,
-        suspect=bool(row.suspect),
-        size=row.size,
-        file_bytes=row.file_bytes,
-        files=row.files,
-        attachments=tuple(attached),
-        traceparent=row.traceparent,
-    )
+def _message(row: Sequence[Any], attached: Sequence[Attachment] | None) -> Message:
+    return Message._make([*row[:-2], tuple(attached or ()), bool(row[-2]), row[-1]])
 
 
 def attachments(connection: Connection, ids: Collection[int]) -> dict[int, list[Attachment]]:

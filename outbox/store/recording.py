@@ -67,12 +67,13 @@ def record(
     for settlement, claims in groups.items():
         statement = _SETTLE if settlement.due_at is None and not settlement.faulted else _SETTLE_LATER
         values = {"worker": worker_id, "rows": document(_CLAIM, sorted(claims))} | _changes(settlement, when.now)
-        for row in statement.run(connection, values):
-            written.add(row.id)
-            if row.stream_id is not None:
-                of_streams.add(row.stream_id)
-            if row.share_id is not None and settlement.state is State.PENDING:
-                of_shares.add(row.share_id)
+        rows: Sequence[Any] = statement.run(connection, values).all()
+        for message_id, stream_id, share_id in rows:
+            written.add(message_id)
+            if stream_id is not None:
+                of_streams.add(stream_id)
+            if share_id is not None and settlement.state is State.PENDING:
+                of_shares.add(share_id)
     tries = [(each, delivery_id, *settled[each]) for delivery_id, settled in deliveries.items() for each in settled]
     _add_attempts(connection, [each for each in tries if each[0] in written], when)
     if keep_late and len(written) < len(tries):
@@ -161,7 +162,8 @@ def _settle(connection: Connection, *, later: bool) -> Any:
         .where(
             message.c.id == claims.id,
             claimed,
-            message.c.claimed_by == parameter(message.c.claimed_by, "worker"),
+            # Not by its name as it is: SQLite would walk all that the worker has claimed, for each of them anew.
+            message.c.claimed_by.concat("") == parameter(message.c.claimed_by, "worker"),
             message.c.delivery_id == claims.delivery_id,
         )
         .values(changes)

@@ -15,7 +15,8 @@ from outbox.statements import Ready, _Plan
 #: What keeps a worker from recording what is not its claim any more, in `recording._settle`.
 FENCE = """\
         claimed,
-            message.c.claimed_by == parameter(message.c.claimed_by, "worker"),
+            # Not by its name as it is: SQLite would walk all that the worker has claimed, for each of them anew.
+            message.c.claimed_by.concat("") == parameter(message.c.claimed_by, "worker"),
             message.c.delivery_id == claims.delivery_id,
 """
 

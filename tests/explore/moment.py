@@ -232,7 +232,7 @@ class _Renaming:
     def message(self, message: Any, delivery: int) -> Any:
         mine = self.tries.get(message.id, [])
         number = mine.index(delivery) + 1 if delivery in mine else len(mine) + 1
-        return replace(message, attempt=number, failures=0, unknowns=0)
+        return message._replace(attempt=number, failures=0, unknowns=0)
 
     def place(self, place: Place | None) -> Place | None:
         if place is None or not place.parts:

@@ -91,7 +91,7 @@ def test_without_the_fence_a_worker_writes_over_its_successors_claim(stage: Stag
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("whose", FENCE.split(maxsplit=1)[1].splitlines())
+@pytest.mark.parametrize("whose", [each for each in FENCE.splitlines()[1:] if "#" not in each])
 def test_half_a_fence_is_enough_as_long_as_identities_and_deliveries_are_new(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:

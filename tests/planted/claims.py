@@ -47,7 +47,8 @@ FAULTS = (
                 "outbox.store.recording",
                 """\
             claimed,
-            message.c.claimed_by == parameter(message.c.claimed_by, "worker"),
+            # Not by its name as it is: SQLite would walk all that the worker has claimed, for each of them anew.
+            message.c.claimed_by.concat("") == parameter(message.c.claimed_by, "worker"),
             message.c.delivery_id == claims.delivery_id,
 """,
                 "",
