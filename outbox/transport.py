@@ -12,9 +12,8 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
 import requests
@@ -29,62 +28,19 @@ from urllib3.util.connection import allowed_gai_family
 
 from outbox.addresses import Reach
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
+from outbox.exchange import ANSWER_LIMIT, Answer, Transport, Upload
 from outbox.fuses import Fuse, Guard, one_more_thread
-from outbox.multipart import BLOCK, FieldPart, Form, Part
+from outbox.multipart import BLOCK, FieldPart, Form
 from outbox.secret import remember_password
 
-#: Bytes of an answer that are read, after decompression; the rest is not worth a wait.
-ANSWER_LIMIT = 64 * 1024
+__all__ = ["ANSWER_LIMIT", "Answer", "RequestsTransport", "Transport", "Upload"]
+
 #: Bytes of a body that is worth being copied, to go out with its head.
 _SMALL = 64 * 1024
 #: How an answer may be packed although nobody asked for it: once, and so that it can be unpacked a little at a time.
 _UNPACKED = frozenset({"gzip", "x-gzip", "deflate"})
 #: What OpenSSL says of a certificate that is not valid yet, and of one that is no more.
 _OUT_OF_TIME = frozenset({9, 10})
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """What to send: where to, with which headers, and the parts of the form."""
-
-    url: str
-    parts: Sequence[Part]
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back: HTTP status, headers in lower case, and at most ANSWER_LIMIT bytes of body.
-
-    `whole` is False when there was more of it. `sent_whole` is False when the answer came before the request's last byte went
-    out: such an answer can refuse, but never confirm.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    whole: bool = True
-    sent_whole: bool = True
-
-
-class Transport(Protocol):
-    """Sends one request and reads one answer, within a deadline in seconds, following no redirect and repeating nothing.
-
-    Raises NotSent when the declared length did not go out in full, NoAnswer when it did and no complete answer came back, and
-    FileMissing or FileChanged, before the request is complete, when a spooled file is not what was enqueued.
-    """
-
-    def send(self, upload: Upload, open_file: Callable[[str], BinaryIO], deadline: float, connect: float) -> Answer:
-        """Post a form."""
-
-    def post_json(self, url: str, body: bytes, deadline: float, connect: float) -> Answer:
-        """Post a small JSON document: what a token service takes."""
-
-    def cut(self) -> None:
-        """Break off every request in hand, now; those that follow are refused."""
-
-    def within(self, reach: Reach) -> Transport:
-        """The same, for requests that may go to these addresses alone: any other ends as NotSent before a byte goes out."""
 
 
 class RequestsTransport:

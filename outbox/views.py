@@ -14,13 +14,13 @@ from outbox.ambient import Ambient
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoSuchMessage, SpoolError, UnknownDestination
+from outbox.exchange import Upload
 from outbox.model import Attachment, Batch, Lane, Message, Outcome, Selection, SpooledFile, State, require_span
 from outbox.patience import Stop
 from outbox.policy import SILENT_AFTER
 from outbox.reserve import Room
 from outbox.spool.base import Spool
 from outbox.store import causes, listing, looking
-from outbox.transport import Upload
 
 #: So many blocked ordering keys are named, the longest blocked first.
 _BLOCKED_NAMED = 20
