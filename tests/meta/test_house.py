@@ -71,7 +71,7 @@ def test_a_producer_imports_what_it_needs_and_no_more() -> None:
 
     assert imported.returncode == 0, imported.stderr
     collecting, *names = imported.stdout.split()
-    unneeded = HEAVY | {"pydantic", "requests", "urllib3", "outbox.transport", "outbox.worker", "outbox.cli"}
+    unneeded = HEAVY | {"pydantic", "requests", "urllib3", "outbox.transport", "outbox.sights", "outbox.worker", "outbox.cli"}
     assert ("True", set()) == (collecting, unneeded & set(names))
 
 
