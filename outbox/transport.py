@@ -225,7 +225,7 @@ class _Roads:
         request = requests.Request("POST", url, headers=_HEADERS).prepare()
         prepared = request.url or ""
         if not prepared.lower().startswith(("http://", "https://")):
-            raise requests.exceptions.InvalidSchema
+            raise requests.exceptions.InvalidSchema("expected an address that begins with http:// or https://")
         pool = self.adapter.get_connection_with_tls_context(request, self._verify, self._proxies)
         self.adapter.cert_verify(pool, prepared, self._verify, None)
         target = self.adapter.request_url(request, self._proxies)
