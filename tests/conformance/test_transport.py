@@ -724,6 +724,29 @@ def test_nothing_is_begun_after_the_cut(client: Client, receiver: Receiver) -> N
     assert [] == receiver.requests
 
 
+def test_what_a_destination_says_goes_before_what_we_say_but_the_form_speaks_for_itself(
+    client: Client, serve: Callable[..., Server]
+) -> None:
+    heads: list[list[bytes]] = []
+
+    def script(connection: socket.socket) -> None:
+        while request := read_request(connection):
+            heads.append(request.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:])
+            connection.sendall(KEPT_ALIVE)
+
+    server = serve(script)
+    for _ in range(2):
+        client.send(server.url, **{"USER-AGENT": "mine", "content-type": "text/plain", "content-LENGTH": "1", "x-trace": "7"})
+    client.send(server.url)
+
+    mine, again, plain = ({line.split(b": ")[0].lower(): line.split(b": ")[1] for line in head} for head in heads)
+    assert [len(head) for head in heads] == [len(mine), len(again), len(plain)], "no name twice"
+    assert (b"mine", b"7") == (mine[b"user-agent"], mine[b"x-trace"]) == (again[b"user-agent"], again[b"x-trace"])
+    assert (b"durable-outbox", None) == (plain[b"user-agent"], plain.get(b"x-trace"))
+    assert mine[b"content-type"].startswith(b"multipart/form-data; boundary=")
+    assert mine[b"content-length"] == plain[b"content-length"]
+
+
 def test_a_small_request_goes_out_in_one_piece(
     client: Client, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
