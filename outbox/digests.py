@@ -12,6 +12,9 @@ WORTH_A_THREAD = 4 * 1024 * 1024
 #: Blocks that may wait to be hashed. With fewer a moment without a processor on either side holds up both.
 AHEAD = 8
 
+#: Seconds that its end is waited for when nobody wants the digest any more.
+_LEAVE = 2.0
+
 
 class Digest(Protocol):
     """As hashlib has them."""
@@ -43,12 +46,13 @@ class Beside:
         self._waiting.put(block)
 
     def hexdigest(self) -> str:
-        self.close()
+        self._waiting.put(None)
+        self._thread.join()
         return self._digest.hexdigest()
 
     def close(self) -> None:
         self._waiting.put(None)
-        self._thread.join()
+        self._thread.join(_LEAVE)  # it takes some milliseconds, and for ever while Python ends
 
     def _work(self) -> None:
         while (block := self._waiting.get()) is not None:
