@@ -22,9 +22,9 @@ from outbox.destinations.base import Credentials, Destination, redirected, verdi
 from outbox.destinations.table import ABSENT, Meaning, Reading, Rule, Verdicts, check_table, first
 from outbox.destinations.token import Token
 from outbox.errors import ConfigurationError, Fault
+from outbox.exchange import Answer, Upload
 from outbox.model import Attachment, Batch, Draft, Message
 from outbox.multipart import FieldPart, FilePart, Part
-from outbox.transport import Answer, Upload
 from outbox.verdict import Facts, Verdict, cleaned
 
 log = logging.getLogger("outbox.enos")
