@@ -26,7 +26,7 @@ def test_a_beat_is_raised_until_its_worker_is_gone(database: Database) -> None:
     with database.begin() as connection:
         join(connection, "w1")
 
-        assert [True, True] == [living.beat(connection, "w1", NOW) for _ in range(2)]
+        assert all(living.beat(connection, "w1", NOW) for _ in range(2))
         assert {"w1": 2} == living.beats(connection)
         assert living.declare_gone(connection, "w1", 2)
         assert not living.beat(connection, "w1", NOW)
