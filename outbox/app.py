@@ -173,7 +173,7 @@ class Outbox(Operations, Explaining, Views):
             self._mind_durability(connection)
             self.room.admit_inside(connection, request.size)
             enqueued = self._insert(connection, request, attachments, {file.name for file in fresh}, now)
-            if self.nudge:
+            if self.nudge and enqueued.new:
                 nudge_at_commit(connection, request.destination.name)
             return enqueued
         except DBAPIError as error:

@@ -51,7 +51,7 @@ class Prospect:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What comes next for a destination, and in how many seconds the time of a message is over."""
+    """What comes next for a destination, and in how many seconds the time of a message is over, whosever it is."""
 
     ordinary: Prospect
     large: Prospect

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, case, exists, func, or_, select, true, union_all
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, case, exists, func, select, true, union_all
 
 from outbox.limits import Bucket, Learned
 from outbox.model import Lane
@@ -35,26 +35,24 @@ class Ahead(NamedTuple):
     standing: Standing
     ordinary: Next
     large: Next
-    expires_at: datetime | None  #: when the time of the first message is over that waits, of those whose clock was plausible
+    expires_at: datetime | None  #: when the time of the first message is over that waits anywhere, if its clock was plausible
 
 
 def look(connection: Connection, whens: Mapping[str, When]) -> dict[str, Ahead]:
     """What is next for each of these destinations; one that has no row is not among them."""
-    names = tuple(whens)
-    beyond = tuple(when.beyond is not None for when in whens.values())
     given: dict[str, Any] = {}
     for number, (name, when) in enumerate(whens.items()):
         asked = {"name": name, "chosen": when.chosen, "invented": when.invented, "beyond": when.beyond}
         given |= {f"{each}_{number}": value for each, value in asked.items() if value is not None}
-    rows = connection.execute(_statement(len(names), beyond), given)
+    rows = connection.execute(_statement(tuple(when.beyond is not None for when in whens.values())), given)
     return {row.name: _ahead(row) for row in rows}
 
 
 @functools.cache
-def _statement(number: int, beyond: tuple[bool, ...]) -> Any:
+def _statement(beyond: tuple[bool, ...]) -> Any:
     """Made once: to make it takes longer than to ask it."""
-    each = [_of_one(place, far) for place, far in zip(range(number), beyond, strict=True)]
-    return each[0] if number == 1 else union_all(*each)
+    each = [_of_one(number, far) for number, far in enumerate(beyond)]
+    return each[0] if len(each) == 1 else union_all(*each)
 
 
 def _of_one(number: int, far: bool) -> Select[Any]:
@@ -66,21 +64,21 @@ def _of_one(number: int, far: bool) -> Select[Any]:
     when = When(invented, asked("chosen"), invented, asked("beyond") if far else None)
     columns: list[ColumnElement[Any]] = []
     for kind, lanes in (("ordinary", ORDINARY), ("large", LARGE)):
-        # One look at the beginning of each lane's queue: asked for any message, Postgres may choose to read the whole table.
-        firsts = [_of_lane(name, lane).where(has_come(message.c.due_at, message.c.scheduled, when)).exists() for lane in lanes]
+        for lane in lanes:
+            # The first of each lane's queue, and not whether there is any: then Postgres may choose to read the whole table.
+            come = _of_lane(name, lane).where(has_come(message.c.due_at, message.c.scheduled, when))
+            comes = _of_lane(name, lane).where(message.c.due_at > invented)
+            columns += [come.scalar_subquery().label(f"{lane}_come"), comes.scalar_subquery().label(f"{lane}_comes")]
         ordered = exists().where(streams.due(name, lanes, when))
         unordered = exists().where(shares.due(name, lanes, when))
-        columns.append(or_(*firsts, ordered, unordered).label(f"{kind}_due"))
-        columns += [
-            _of_lane(name, lane).where(message.c.due_at > invented).scalar_subquery().label(f"{kind}_{lane}") for lane in lanes
-        ]
         going = and_(head.c.claimed_by.is_(None), head.c.blocked_by.is_(None))
         for table, mine, known in ((head, going, ordered), (share, true(), unordered)):
             waits = (table.c.destination == name, table.c.lane.in_(lanes), table.c.due_at > invented, mine)
             first = select(func.min(table.c.due_at)).where(*waits).scalar_subquery()
             # Where one is due the others are not asked: there may be many.
-            columns.append(case((~known, first)).label(f"{kind}_{table.name}"))
-    ends = (expiring, message.c.clock_plausible, message.c.destination == name)
+            columns += [known.label(f"{kind}_{table.name}_come"), case((~known, first)).label(f"{kind}_{table.name}_comes")]
+    # Of any destination: in the order of their ends, the first of one may be behind a million others.
+    ends = (expiring, message.c.clock_plausible)
     over = select(message.c.expires_at).where(*ends).order_by(message.c.expires_at).limit(1).scalar_subquery()
     return select(destination, *columns, over.label("expires_at")).where(destination.c.name == name)
 
@@ -98,5 +96,7 @@ def _ahead(row: Row[Any]) -> Ahead:
 
 
 def _next(found: Mapping[str, Any], kind: str, lanes: Sequence[Lane]) -> Next:
-    instants = [found[f"{kind}_{each}"] for each in (*lanes, head.name, share.name)]
-    return Next(bool(found[f"{kind}_due"]), min((each for each in instants if each is not None), default=None))
+    queues = (*lanes, f"{kind}_{head.name}", f"{kind}_{share.name}")
+    instants = [found[f"{each}_comes"] for each in queues]
+    due = any(found[f"{each}_come"] for each in queues)
+    return Next(due, min((each for each in instants if each is not None), default=None))
