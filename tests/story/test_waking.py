@@ -36,8 +36,13 @@ def idle(outbox: Outbox, **options: Any) -> Iterator[Worker]:
     """A worker that sleeps until it is woken."""
     with Worker(outbox, **({"poll": NEVER} | options)) as worker:
         eventually(lambda: worker._lookout.hears)
-        eventually(lambda: not any(loop.running for loop in worker._loops))
+        eventually(lambda: has_looked(worker))
         yield worker
+
+
+def has_looked(worker: Worker) -> bool:
+    """Whether a worker has begun, and sleeps."""
+    return worker._lookout._looked[0] >= 0 and not any(loop.running for loop in worker._loops)
 
 
 def came(place: Place, *keys: str) -> None:
@@ -291,7 +296,7 @@ def test_a_connection_that_is_lost_is_made_again_and_meanwhile_it_looks_by_itsel
             raise sa.exc.OperationalError("LISTEN", None, Exception("the server is away"))
         return listen(self, engine)
 
-    with idle(outbox, poll=0.2) as worker:
+    with idle(outbox, poll=1.5) as worker:
         monkeypatch.setattr(Database, "_listener", refused)
         (lost,) = listeners(place.engine)
         with place.engine.begin() as connection:
@@ -312,7 +317,7 @@ def test_what_was_committed_before_it_listened_again_is_found(postgres_place: Pl
     may, listen = threading.Event(), Database._listener
     monkeypatch.setattr(Database, "_listener", lambda self, engine: may.wait(SOON) and listen(self, engine))
     with Worker(outbox, poll=NEVER) as worker:
-        eventually(lambda: not any(loop.running for loop in worker._loops))
+        eventually(lambda: has_looked(worker))
         place.enqueue(outbox, "a")
         may.set()
         came(place, "a")
