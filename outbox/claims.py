@@ -50,7 +50,7 @@ class Prospect:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Horizon:
     """What comes next for a destination, and in how many seconds the time of a message is over, whosever it is."""
 
     ordinary: Prospect
@@ -59,7 +59,7 @@ class Outlook:
 
 
 #: Of a destination that has no row: a claim will find out.
-_UNKNOWN = Outlook(Prospect(due=True), Prospect(due=True))
+_UNKNOWN = Horizon(Prospect(due=True), Prospect(due=True))
 
 
 class Claims:
@@ -88,7 +88,7 @@ class Claims:
                 return False
             return self._admitted(connection, name, lanes, seen, when.now) is not None
 
-    def look_ahead(self, names: Sequence[str]) -> dict[str, Outlook]:
+    def look_ahead(self, names: Sequence[str]) -> dict[str, Horizon]:
         """What can be claimed for each of these destinations, or when there may be something; reads only."""
         with self._database.read() as connection:
             whens = {name: self.when(name) for name in names}
@@ -100,9 +100,9 @@ class Claims:
                 if seen.beyond != whens[name].beyond:
                     found |= ahead.look(connection, {name: seen})
                     whens[name] = seen
-            return {name: self._outlook(connection, name, found.get(name), whens[name]) for name in names}
+            return {name: self._horizon(connection, name, found.get(name), whens[name]) for name in names}
 
-    def _outlook(self, connection: Connection, name: str, found: Ahead | None, when: When) -> Outlook:
+    def _horizon(self, connection: Connection, name: str, found: Ahead | None, when: When) -> Horizon:
         if found is None:
             return _UNKNOWN
         expires_in = math.inf if found.expires_at is None else (found.expires_at - when.chosen).total_seconds()
@@ -114,12 +114,12 @@ class Claims:
                 until = seen.breaker.open_until
                 patient = until is not None and until > when.invented
                 passes = Prospect(wait=(until - when.invented).total_seconds()) if until and patient else Prospect(held=True)
-            return Outlook(passes, passes, expires_in)
+            return Horizon(passes, passes, expires_in)
         ordinary = self._prospect(connection, name, ahead.ORDINARY, found.ordinary, seen, when)
         large = self._prospect(connection, name, ahead.LARGE, found.large, seen, when)
         if allowed is Passage.PROBE and ordinary.due:
             large = Prospect()  # one message probes, and a small one first
-        return Outlook(ordinary, large, expires_in)
+        return Horizon(ordinary, large, expires_in)
 
     def _prospect(
         self, connection: Connection, name: str, lanes: Sequence[Lane], found: Next, seen: Standing, when: When

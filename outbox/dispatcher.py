@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import blame
 from outbox.ambient import Ambient
-from outbox.claims import Claims, Outlook, WorkerGone
+from outbox.claims import Claims, Horizon, WorkerGone
 from outbox.counting import counted
 from outbox.database import Database
 from outbox.destinations.base import Destination
@@ -115,7 +115,7 @@ class Dispatcher:
             case _:
                 return False
 
-    def look_ahead(self, names: Sequence[str]) -> dict[str, Outlook]:
+    def look_ahead(self, names: Sequence[str]) -> dict[str, Horizon]:
         """What there is to do for each of these destinations, now or later; reads only."""
         return self._claims.look_ahead(names)
 

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from outbox import Lane, Policy
-from outbox.claims import Claims, Outlook, Prospect
+from outbox.claims import Claims, Horizon, Prospect
 from outbox.database import Database
 from outbox.limits import Bucket
 from outbox.model import Pause
@@ -30,14 +30,14 @@ def clock() -> Clock:
     return Clock()
 
 
-def ahead(claims: Claims, name: str = "enos") -> Outlook:
+def ahead(claims: Claims, name: str = "enos") -> Horizon:
     return claims.look_ahead([name])[name]
 
 
 def test_of_nothing_nothing_comes(database: Database, clock: Clock) -> None:
     claims = claims_of(database, clock, enos=Policy(), elsewhere=Policy())
 
-    assert {"enos": Outlook(NOTHING, NOTHING), "elsewhere": Outlook(NOTHING, NOTHING)} == claims.look_ahead(
+    assert {"enos": Horizon(NOTHING, NOTHING), "elsewhere": Horizon(NOTHING, NOTHING)} == claims.look_ahead(
         ["enos", "elsewhere"]
     )
 
@@ -64,7 +64,7 @@ def test_what_is_due_is_told_with_its_destination_and_the_senders_that_serve_its
     first = Prospect(wait=120.0 if kind == "in a stream" else 60.0)
     found, other = ("large", "ordinary") if lane is Lane.LARGE else ("ordinary", "large")
     assert (first, NOTHING) == (getattr(early["enos"], found), getattr(early["enos"], other))
-    assert Outlook(NOTHING, NOTHING) == early["elsewhere"]
+    assert Horizon(NOTHING, NOTHING) == early["elsewhere"]
     later = getattr(ahead(claims), found)
     assert (Prospect(wait=60.0) if kind == "in a stream" else DUE) == later
     clock.move(60)
@@ -151,7 +151,7 @@ def test_a_destination_without_a_row_is_left_to_a_claim(database: Database, cloc
     with database.begin() as connection:
         connection.execute(sa.delete(destination))
 
-    assert Outlook(DUE, DUE) == ahead(claims)
+    assert Horizon(DUE, DUE) == ahead(claims)
 
 
 def test_what_a_wrong_clock_put_off_is_due(database: Database, clock: Clock) -> None:
