@@ -8,6 +8,7 @@ TIMES ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := bench/.peers
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -16,10 +17,10 @@ export PYTHONUTF8 := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-merge test-all torture planted explore cover mutation steady scale lint check demo migration wheel clean
+.PHONY: help setup test test-merge test-all torture planted explore cover mutation steady scale bench-setup lint check demo migration wheel clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
 
 setup: $(READY) ## a virtual environment in .venv with everything in it
 
@@ -64,6 +65,15 @@ steady: setup ## the tests of every day TIMES times over, each in another order,
 scale: setup ## millions of messages on both databases, measured (one: only=sqlite; a quick look: OUTBOX_SCALE=50000)
 	$(BIN)/python -m bench.scale $(only)
 
+bench-setup: $(PEERS)/.ready ## what outbox is compared with: other libraries, in an environment of their own (bench/.peers), and curl
+	@command -v curl > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && \
+	apt-get update -q && apt-get install -qy --no-install-recommends curl; } || echo 'curl is missing and could not be installed'
+
+$(PEERS)/.ready: bench/peers/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q -c constraints.txt -r bench/peers/requirements.txt
+	@touch $@
+
 lint: setup ## format, ruff, mypy strict, the rings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -87,5 +97,5 @@ wheel: setup ## source archive and wheel, into dist/
 	$(BIN)/python -m build -q --no-isolation
 
 clean: ## remove what the other commands made
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find outbox migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Where it is measured: databases on a disk, an outbox on each, events to put in, and a receiver that is a process of its own."""
+"""Where it is measured: databases on a disk, an outbox on each, events to put in, and a receiver in a process of its own."""
 
 from __future__ import annotations
 
@@ -91,13 +91,13 @@ def sink() -> Sink:
 class Ground:
     """An outbox on a new database, and an engine of the producer's own."""
 
-    def __init__(self, kind: Kind, policy: Policy | None = None, *, url: str | None = None, receiver: Sink | None = None) -> None:
+    def __init__(
+        self, kind: Kind, policy: Policy | None = None, *, url: str | None = None, receiver: Sink | None = None
+    ) -> None:
         self.kind = kind
         self.url = url or database_url(kind)
         self.receiver = receiver or sink()
-        enos = EnosEvents(
-            name=NAME, url=self.receiver.url, org_id="o1", allow_plain_http=True, policy=policy or Policy()
-        )
+        enos = EnosEvents(name=NAME, url=self.receiver.url, org_id="o1", allow_plain_http=True, policy=policy or Policy())
         self.outbox = Outbox(self.url, spool=folder() / "spool", destinations=[enos])
         migrate.upgrade(self.outbox.database)
         self.engine = prepare(sa.create_engine(self.url))
@@ -118,8 +118,7 @@ class Ground:
         """Messages that wait, many in a transaction."""
         while number > 0:
             with self.engine.begin() as connection:
-                for each in self.events(min(number, 2000)):
-                    self.outbox.enqueue(connection, NAME, each)
+                self.outbox.enqueue_many(connection, NAME, self.events(min(number, 2000)))
             number -= 2000
 
     def empty(self) -> None:

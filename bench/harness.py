@@ -1,6 +1,6 @@
 """A figure: what is measured and what it is compared with, in slices that take turns, so that a machine's moods cancel out.
 
-Slices of half a second to a second, five rounds at least; the ratio is taken in each round, and the median of the ratios counts.
+Slices of half a second to a second, five rounds at least; a ratio is taken in each round, and the median of the ratios counts.
 """
 
 from __future__ import annotations

@@ -1,2 +1,5 @@
 """docs/performance.md (to come)."""
-def write(names): raise NotImplementedError
+
+
+def write(names):
+    raise NotImplementedError

@@ -6,7 +6,7 @@ from alembic import context
 from sqlalchemy import Connection, create_engine
 
 from outbox.migrate import VERSION_TABLE
-from outbox.tables import Instant, metadata
+from outbox.tables import Instant, schema
 
 config = context.config
 
@@ -24,7 +24,7 @@ def render_item(kind: str, item: object, _context: object) -> str | Literal[Fals
 def run(connection: Connection) -> None:
     context.configure(
         connection=connection,
-        target_metadata=metadata,
+        target_metadata=schema(),
         version_table=VERSION_TABLE,
         render_as_batch=True,
         include_name=include_name,
@@ -36,7 +36,7 @@ def run(connection: Connection) -> None:
 
 if context.is_offline_mode():
     context.configure(
-        dialect_name=config.attributes.get("dialect", "sqlite"), target_metadata=metadata, version_table=VERSION_TABLE
+        dialect_name=config.attributes.get("dialect", "sqlite"), target_metadata=schema(), version_table=VERSION_TABLE
     )
     with context.begin_transaction():
         context.run_migrations()

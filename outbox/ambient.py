@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,7 +31,7 @@ def uuid7(milliseconds: int | None = None) -> str:
     noise = int.from_bytes(os.urandom(10), "big")
     high = (stamp & (1 << 48) - 1) << 80 | 7 << 76 | (noise >> 68 & 0xFFF) << 64
     low = 0b10 << 62 | noise & (1 << 62) - 1
-    return uuid.UUID(int=high | low).hex
+    return f"{high | low:032x}"
 
 
 @dataclass(frozen=True)

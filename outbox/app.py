@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 # trip over each other.
 from sqlalchemy.orm import Session, scoped_session
 
-from outbox import intake
+from outbox import entering, intake
 from outbox.ambient import Ambient
 from outbox.care import Care
 from outbox.database import Database, in_our_words, missing_tables, not_power_safe, nudge_at_commit
@@ -31,23 +31,21 @@ from outbox.errors import (
     DurabilityWarning,
     Fault,
     FileMissing,
-    KeyConflict,
     NotDurable,
-    OutboxError,
     OutOfRoom,
     Refused,
     SchemaError,
     SpoolError,
 )
 from outbox.marks import Marking
-from outbox.model import Attachment, Enqueued, FileSource, Lane, SpooledFile, State
+from outbox.model import Attachment, Enqueued, Entry, FileSource, Lane, SpooledFile
 from outbox.operations import Operations
 from outbox.policy import HANDFUL, RESERVE, SWEEP_GRACE, Retention
 from outbox.reserve import Room, spoiled
 from outbox.spool.base import Oversize, Spool
 from outbox.spool.directory import DirectorySpool
-from outbox.store import arriving, keeping, shares
-from outbox.timekeeping import Timekeeper, plausible
+from outbox.store import arriving, keeping
+from outbox.timekeeping import Timekeeper
 from outbox.tracing import current_context
 from outbox.units import bytes_in_words
 from outbox.views import Views
@@ -146,49 +144,30 @@ class Outbox(Operations, Explaining, Views):
         to another database; NotDurable with durability="strict". The transaction stays usable after each of them, unless a
         database that ran full in the middle of a statement has rolled it back: then its connection says so.
         """
-        if not isinstance(session, Session | Connection | scoped_session):
-            raise TypeError(f"expected a SQLAlchemy Session or Connection, got {type(session).__name__}")
-        when = self._time.read()
-        now = when.now
-        request = intake.examine(
-            self.destination(destination),
-            payload,
-            files or {},
-            key=key,
-            ordering_key=ordering_key,
-            ordered=ordered,
-            due_at=due_at,
-            expires_at=expires_at,
-            lane=lane,
-            roots=self._roots,
-            traceparent=current_context() if traceparent is None else traceparent,
-            now=when.invented,  # an age counts from the later of two times: a clock that is set right ends no message early
-        )
-        self.room.admit(sum(each.size or 0 for each in request.files if _comes_in(each)), request.size)
-        attachments, fresh = self._spool_all(request)
-        connection: Connection | None = None
+        entry = Entry(payload, files, key, ordering_key, ordered, due_at, expires_at, lane, traceparent)
+        return self._enqueue(_checked(session), self.destination(destination), [entry])[0]
+
+    def enqueue_many(
+        self, session: Session | Connection | scoped_session[Any], destination: str, messages: Iterable[Any]
+    ) -> list[Enqueued]:
+        """Add messages to one destination inside the caller's transaction, many with a statement; what became of each.
+
+        Each is a payload, or an Entry, which takes the rest of what `enqueue` takes. They are looked at and written by the
+        hundred, so that a generator may give millions. Of a key that is in it twice, the first is made.
+
+        Raises what `enqueue` does, the faults of the n-th from 0 under `messages[n]`; then none of them was added.
+        """
+        checked, target = _checked(session), self.destination(destination)
+        done: list[Enqueued] = []
+        waiting = iter(messages)
         try:
-            # Only now, with the files at rest: the first statement may take SQLite's write lock.
-            connection = session if isinstance(session, Connection) else session.connection()
-            self._mind_durability(connection)
-            self.room.admit_inside(connection, request.size)
-            enqueued = self._insert(connection, request, attachments, {file.name for file in fresh}, now)
-            if self.nudge and enqueued.new:
-                nudge_at_commit(connection, request.destination.name)
-            return enqueued
-        except DBAPIError as error:
-            self._drop(fresh)
-            if missing_tables(error):
-                raise SchemaError(NO_SCHEMA) from error
-            known = in_our_words(error, self.database.path)
-            if known is None:
-                raise
-            if connection is not None:  # it may not even have been made
-                spoiled(connection, error)
-            raise known from error
+            while chunk := [each if isinstance(each, Entry) else Entry(each) for each in itertools.islice(waiting, HANDFUL)]:
+                done += self._enqueue(checked, target, chunk, len(done))
         except BaseException:
-            self._drop(fresh)
+            if added := [each.id for each in done if each.new]:
+                entering.withdraw(_connection(checked), added)
             raise
+        return done
 
     def spool(self, source: FileSource) -> SpooledFile:
         """Copy a file into the spool ahead of a transaction, to keep that short, or for several messages to share.
@@ -274,6 +253,54 @@ class Outbox(Operations, Explaining, Views):
         """Close our own connections; the caller's are the caller's."""
         self.database.close()
 
+    def _enqueue(
+        self,
+        session: Session | Connection | scoped_session[Any],
+        target: Destination,
+        entries: Sequence[Entry],
+        first: int | None = None,
+    ) -> list[Enqueued]:
+        """Look at messages, put their files at rest, and write their rows; `first` is how many were there before, of many."""
+        when = self._time.read()
+        context = current_context()
+        examined = intake.examine_all(
+            target,
+            entries,
+            self._roots,
+            when.invented,  # an age counts from the later of two times: a clock that is set right ends no message early
+            context,
+            first,
+        )
+        text = sum(each.size for each in examined)
+        self.room.admit(sum(file.size or 0 for each in examined for file in each.files if _comes_in(file)), text)
+        arrivals: list[entering.Arrival] = []
+        connection: Connection | None = None
+        try:
+            for request in examined:
+                arrivals.append(self._arrival(request))  # noqa: PERF401 (those before one that fails must be known)
+            # Only now, with the files at rest: the first statement may take SQLite's write lock.
+            connection = _connection(session)
+            self._mind_durability(connection)
+            self.room.admit_inside(connection, text)
+            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id)
+            if self.nudge and any(each.enqueued.new for each in entered):
+                nudge_at_commit(connection, target.name)
+        except DBAPIError as error:
+            self._drop_fresh(arrivals)
+            if missing_tables(error):
+                raise SchemaError(NO_SCHEMA) from error
+            known = in_our_words(error, self.database.path)
+            if known is None:
+                raise
+            if connection is not None:  # it may not even have been made
+                spoiled(connection, error)
+            raise known from error
+        except BaseException:
+            self._drop_fresh(arrivals)
+            raise
+        self._drop(file for each in entered for file in each.unneeded)
+        return [each.enqueued for each in entered]
+
     def _mind_durability(self, connection: Connection) -> None:
         fault = not_power_safe(connection, arriving.TAKE_WRITE_LOCK)
         if fault is None or self._durability == "ignore":
@@ -283,7 +310,7 @@ class Outbox(Operations, Explaining, Views):
         with self._warn_lock:
             if self._durability == "warn":
                 self._durability = "ignore"
-                warnings.warn(fault, DurabilityWarning, stacklevel=3)
+                warnings.warn(fault, DurabilityWarning, stacklevel=4)
 
     def _spool_all(self, request: intake.Request) -> tuple[list[Attachment], list[SpooledFile]]:
         """Every file of a request at rest in the spool, and those of them that were copied just now."""
@@ -298,7 +325,7 @@ class Outbox(Operations, Explaining, Views):
                     try:
                         self.spool_store.touch(file.name)
                     except FileMissing:
-                        raise SpoolError(_spool_again(offered.name)) from None
+                        raise SpoolError(entering.spool_again(offered.name)) from None
                 else:
                     file = self._copy(offered, request.destination.file_limit)
                     fresh.append(file)
@@ -354,64 +381,11 @@ class Outbox(Operations, Explaining, Views):
         self.room.added(copied.size)
         return SpooledFile(copied.name, copied.size, copied.sha256, copied.md5, offered.filename)
 
-    def _insert(
-        self,
-        connection: Connection,
-        request: intake.Request,
-        attachments: Sequence[Attachment],
-        fresh: set[str],
-        now: datetime,
-    ) -> Enqueued:
-        file_bytes = sum(each.file.size for each in attachments)
-        large = request.size + file_bytes > request.destination.policy.large_over
-        new = arriving.NewMessage(
-            destination=request.destination.name,
-            lane=request.lane or (Lane.LARGE if large else Lane.NORMAL),
-            key=request.key or self.ambient.new_id(),
-            payload=request.text,
-            digest=intake.digest(request.text, attachments, request.ordering_key),
-            size=request.size,
-            file_bytes=file_bytes,
-            files=len(attachments),
-            created_at=now,
-            due_at=request.due_at or now,
-            scheduled=request.due_at is not None,
-            expires_at=request.expires_at,
-            clock_plausible=plausible(now),
-            traceparent=request.traceparent,
-        )
-        shared = {each.file.name: each.name for each in attachments if each.file.name not in fresh}
-        for name in arriving.freed(connection, shared) if shared else ():
-            raise SpoolError(_spool_again(shared[name]))
-        place = share_id = None
-        if request.ordering_key and request.ordered:
-            place = arriving.next_in_stream(connection, new, request.ordering_key)
-        elif request.ordering_key:
-            share_id = shares.join(connection, new, request.ordering_key)
-        message_id = arriving.add_message(connection, new, place, share_id)
-        if message_id is None:
-            known = arriving.named(connection, new.destination, new.key)
-            if known is None:
-                raise OutboxError(f"key {new.key!r} was that of a message that has been purged just now; try again")
-            if known.digest != new.digest:
-                raise KeyConflict(new.destination, new.key, known.id)
-            self._drop(each.file for each in attachments if each.file.name in fresh)
-            return Enqueued(known.id, False, known.state)
-        try:
-            if place is not None:
-                arriving.wake_stream(connection, place[0], new)
-            if share_id is not None:
-                shares.wake(connection, [share_id], new.due_at, scheduled=new.scheduled)
-            for each in attachments:
-                if each.file.name in fresh:
-                    arriving.add_file(connection, each.file, now)
-            arriving.attach(connection, message_id, attachments)
-        except BaseException:
-            # A caller may go on and commit: then there must be no message without its files.
-            with contextlib.suppress(Exception):  # the connection may be lost, and a transaction with it
-                arriving.withdraw(connection, message_id)
-            raise
-        return Enqueued(message_id, True, State.PENDING)
+    def _arrival(self, request: intake.Request) -> entering.Arrival:
+        return entering.Arrival(request, *self._spool_all(request)) if request.files else entering.Arrival(request, (), ())
+
+    def _drop_fresh(self, arrivals: Iterable[entering.Arrival]) -> None:
+        self._drop(file for each in arrivals for file in each.fresh)
 
     def _drop(self, files: Iterable[SpooledFile]) -> None:
         """Remove copies that no row refers to; what cannot be removed now, a sweep finds."""
@@ -425,5 +399,11 @@ def _comes_in(offered: intake.Offered) -> bool:
     return not isinstance(offered.source, SpooledFile)
 
 
-def _spool_again(name: str) -> str:
-    return f"the spooled file given as {name!r} has been freed since; spool it again"
+def _checked(session: Any) -> Session | Connection | scoped_session[Any]:
+    if isinstance(session, Session | Connection | scoped_session):
+        return session
+    raise TypeError(f"expected a SQLAlchemy Session or Connection, got {type(session).__name__}")
+
+
+def _connection(session: Session | Connection | scoped_session[Any]) -> Connection:
+    return session if isinstance(session, Connection) else session.connection()

@@ -34,8 +34,6 @@ def place(connection: Connection, result: Result, policy: Policy, now: datetime,
     charged = charges_destination(verdict)
     if not (answered or charged or probe):
         return False
-    if isinstance(verdict, Delivered) and breaker.read(connection, result.destination) == Breaker():
-        return False  # the usual case, without a lock
     seen = breaker.standing(connection, result.destination, lock=True)
     if isinstance(verdict, Reject) and 413 in (verdict.facts.status, verdict.facts.code):
         size = sum(each.size + each.file_bytes for each in result.messages)
@@ -47,6 +45,11 @@ def place(connection: Connection, result: Result, policy: Policy, now: datetime,
         breaker.move(connection, result.destination, seen.breaker, changed, now, words)
         _say(result, seen.breaker, changed, words)
     return isinstance(verdict, Reject) and result.size == 1 and spares(seen.breaker, policy)
+
+
+def is_well(connection: Connection, name: str) -> bool:
+    """Whether deliveries say nothing new about a destination: the usual case, found out without a lock."""
+    return breaker.read(connection, name) == Breaker()
 
 
 def _after(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
@@ -20,9 +21,11 @@ from outbox.policy import HANDFUL, Policy
 from outbox.store import ahead, breaker, claiming, streams
 from outbox.store.ahead import Ahead, Next
 from outbox.store.breaker import Standing
-from outbox.store.claiming import Waiting
+from outbox.store.claiming import THE_BEGINNING, Outlook, Start, Waiting
 from outbox.timekeeping import SKEW, Timekeeper, When, plausible
 
+#: Seconds that a mark is believed.
+_MARKS_LAST = 2.0
 #: Seconds between two looks at how far away messages are that nobody put off on purpose.
 _LOOK_FAR_EVERY = 5.0
 
@@ -62,6 +65,74 @@ class Horizon:
 _UNKNOWN = Horizon(Prospect(due=True), Prospect(due=True))
 
 
+class _Queues:
+    """The queues of a destination's lanes, each read when it is first asked for; what is taken from one is in it no more."""
+
+    def __init__(self, read: Callable[[Lane], tuple[list[Waiting], Mapping[int, datetime]]]) -> None:
+        self._read = read
+        self._lanes: dict[Lane, list[Waiting]] = {}
+        self._instants: dict[Lane, Mapping[int, datetime]] = {}
+        self._taken: set[int] = set()
+
+    def start(self, lanes: Sequence[Lane], choose: Callable[[Sequence[Waiting]], list[Waiting]]) -> Start | None:
+        """The next upload, of the first of these lanes that has anything."""
+        for lane in lanes:
+            if lane not in self._lanes:
+                self._lanes[lane], self._instants[lane] = self._read(lane)
+            if waiting := self._lanes[lane]:
+                taken = choose(waiting)
+                self._taken.update(each.id for each in taken)
+                suspect = any(each.suspect for each in taken)
+                # One that a worker may have died of goes with no other such message under way.
+                self._lanes[lane] = [each for each in waiting if each.id not in self._taken and not (suspect and each.suspect)]
+                return Start(lane, taken)
+        return None
+
+    def marks(self, limit: int) -> Iterator[tuple[Lane, datetime | None]]:
+        """From where on each lane that was read has more: the first that was not taken; None where it came to its end."""
+        for lane, instants in self._instants.items():
+            left = (due_at for message_id, due_at in instants.items() if message_id not in self._taken)
+            yield lane, next(left, max(instants.values())) if len(instants) >= limit else None
+
+
+class _Marks:
+    """Where in the order of `due_at` the next claim may begin to look, lane by lane; for Postgres.
+
+    While a transaction is open elsewhere, what was claimed since stays in its indexes, and a look from the beginning walks past
+    all of it. What comes to lie before a mark is found when that is dropped, every other second.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._wanted = database.kind == "postgresql"
+        self._lock = threading.Lock()
+        self._marks: dict[tuple[str, Lane], datetime] = {}
+        self._dropped: dict[str, float] = {}
+
+    def read(self, name: str, now: float) -> dict[Lane, datetime]:
+        """The marks of a destination's lanes, those that are still to be believed."""
+        if now - self._dropped.get(name, -math.inf) >= _MARKS_LAST:
+            self._dropped[name] = now
+            self.drop(name)
+        with self._lock:
+            return {lane: self._marks[name, lane] for lane in Lane if (name, lane) in self._marks}
+
+    def drop(self, name: str) -> None:
+        """The next look is from the beginning."""
+        with self._lock:
+            for lane in Lane:
+                self._marks.pop((name, lane), None)
+
+    def move(self, name: str, lane: Lane, further: datetime | None) -> None:
+        """The next look may begin there; None when there was an end to what was found."""
+        if not self._wanted:
+            return
+        with self._lock:
+            if further is None:
+                self._marks.pop((name, lane), None)
+            else:
+                self._marks[name, lane] = further
+
+
 class Claims:
     """Claims batches for a worker; any number of threads may, at the same time. `identity` gives the worker's present one."""
 
@@ -76,6 +147,7 @@ class Claims:
         self._far: dict[str, _Far] = {}
         self._waits: dict[str, float] = {}
         self._lead = itertools.count()
+        self._marks = _Marks(database)
 
     def anything_due(self, name: str, lanes: Sequence[Lane]) -> bool:
         """Whether a claim could find something; reads only."""
@@ -137,50 +209,120 @@ class Claims:
 
     def claim(self, connection: Connection, name: str, lanes: Sequence[Lane]) -> Batch | None:
         """The next batch of the first lane that has one, claimed. Raises WorkerGone."""
-        destination = self._destinations[name]
-        policy = destination.policy
+        return self.claim_for(connection, name, [lanes])[0]
+
+    def claim_for(self, connection: Connection, name: str, asks: Sequence[Sequence[Lane]]) -> list[Batch | None]:
+        """A batch for each who asks, claimed: of the first of its lanes that has one. Raises WorkerGone.
+
+        Where uploads are counted, only the first is answered; the others are to ask again, when that one is committed.
+        """
+        marks = self._marks.read(name, self._ambient.monotonic())
+        batches = self._claim(connection, name, asks, marks)
+        if marks and not any(batches):  # what there is lies before them
+            self._marks.drop(name)
+            batches = self._claim(connection, name, asks, {})
+        return batches
+
+    def came_back(self, name: str) -> None:
+        """Messages of a destination are pending again: the next claim looks from the beginning."""
+        self._marks.drop(name)
+
+    def _claim(
+        self, connection: Connection, name: str, asks: Sequence[Sequence[Lane]], marks: Mapping[Lane, datetime]
+    ) -> list[Batch | None]:
+        policy = self._destinations[name].policy
         when = self.when(name)
         worker = self._identity()
-        if not claiming.still_here(connection, worker):
+        outlook = claiming.outlook(connection, worker, name, marks)
+        if outlook is None:
             raise WorkerGone(worker)
-        seen = breaker.standing(connection, name)
+        seen = outlook.standing
+        bucket = None
         limited = policy.rate is not None or policy.in_flight is not None or seen.breaker.ramp is not None
         if limited:
             # Whoever wants to pass does so one after the other, so that what is counted stays true.
             seen = breaker.standing(connection, name, lock=True)
         allowed = self._passage(connection, name, seen, when)
         if allowed is Passage.NONE:
+            return [None] * len(asks)
+        if limited:
+            admitted = self._admitted(connection, name, asks[0], seen, when.now)
+            if admitted is None:
+                return [None]
+            asks, bucket = [admitted[0]], admitted[1]
+        queues = _Queues(lambda lane: self._waiting(connection, name, lane, when, len(asks), outlook, marks))
+        if allowed is Passage.PROBE:
+            return [self._probe(connection, name, worker, seen, asks[0], queues, when, bucket)]
+        most = min(policy.batch_bytes, learned_limit(seen.learned, when.now) or policy.batch_bytes)
+        text = self._destinations[name].text_limit
+        starts = [queues.start(lanes, lambda waiting: fill(waiting, policy.batch_messages, most, text)) for lanes in asks]
+        for lane, mark in queues.marks(len(asks) * policy.batch_messages):
+            self._marks.move(name, lane, mark)
+        return self._begin(connection, name, worker, starts, when, bucket)
+
+    def _waiting(
+        self,
+        connection: Connection,
+        name: str,
+        lane: Lane,
+        when: When,
+        batches: int,
+        outlook: Outlook,
+        marks: Mapping[Lane, datetime],
+    ) -> tuple[list[Waiting], Mapping[int, datetime]]:
+        """What may go now of a lane, for so many batches."""
+        policy = self._destinations[name].policy
+        skip, lead, limit = policy.on_dead == "skip", next(self._lead), batches * policy.batch_messages
+        mark = marks.get(lane, THE_BEGINNING)
+        waiting, instants = claiming.waiting(connection, name, lane, when, limit, skip=skip, lead=lead, seen=outlook, mark=mark)
+        waiting = self._without_expired(connection, policy, waiting, when)
+        return self._without_second_suspect(connection, name, waiting), instants
+
+    def _probe(
+        self,
+        connection: Connection,
+        name: str,
+        worker: str,
+        seen: Standing,
+        lanes: Sequence[Lane],
+        queues: _Queues,
+        when: When,
+        bucket: Bucket | None,
+    ) -> Batch | None:
+        """A batch of one message, if it is ours to try whether the destination answers again."""
+        lanes = [each for each in lanes if each is not Lane.LARGE or self._may_probe_large(connection, name, when)]
+        # The one tried least: a message that breaks its destination must not be the only one that probes.
+        start = queues.start(lanes, lambda waiting: [min(waiting, key=lambda each: each.attempt)])
+        if start is None:
             return None
-        admitted = self._admitted(connection, name, lanes, seen, when.now) if limited else (lanes, None)
-        if admitted is None:
+        opened = after_probe_began(seen.breaker, when.invented, self._destinations[name].policy)
+        if not breaker.move(connection, name, seen.breaker, opened, when.now):
             return None
-        lanes, bucket = admitted
-        skip, lead = policy.on_dead == "skip", next(self._lead)
-        for lane in lanes:
-            if allowed is Passage.PROBE and lane is Lane.LARGE and not self._may_probe_large(connection, name, when):
-                continue
-            waiting = claiming.waiting(connection, name, lane, when, policy.batch_messages, skip=skip, lead=lead)
-            waiting = self._without_expired(connection, policy, waiting, when)
-            waiting = self._without_second_suspect(connection, name, waiting)
-            if not waiting:
-                continue
-            probe_until = None
-            if allowed is Passage.PROBE:
-                # The one tried least: a message that breaks its destination must not be the only one that probes.
-                taken = [min(waiting, key=lambda each: each.attempt)]
-                opened = after_probe_began(seen.breaker, when.invented, policy)
-                if not breaker.move(connection, name, seen.breaker, opened, when.now):
-                    return None
-                probe_until = opened.open_until
-            else:
-                most = min(policy.batch_bytes, learned_limit(seen.learned, when.now) or policy.batch_bytes)
-                taken = fill(waiting, policy.batch_messages, most, destination.text_limit)
-            if bucket is not None:
-                breaker.save_bucket(connection, name, bucket)
-            delivery = claiming.start_delivery(connection, name, lane, worker, taken, probe_until is not None, when.now)
-            messages = claiming.mark_claimed(connection, taken, worker, delivery, when)
-            return Batch(delivery, worker, name, lane, tuple(messages), when.now, probe_until)
-        return None
+        (batch,) = self._begin(connection, name, worker, [start._replace(probe=True)], when, bucket)
+        return batch and replace(batch, probe_until=opened.open_until)
+
+    def _begin(
+        self,
+        connection: Connection,
+        name: str,
+        worker: str,
+        starts: Sequence[Start | None],
+        when: When,
+        bucket: Bucket | None,
+    ) -> list[Batch | None]:
+        """Write what was decided: the deliveries, and whose the messages are."""
+        real = [each for each in starts if each is not None]
+        if not real:
+            return [None] * len(starts)
+        if bucket is not None:
+            breaker.save_bucket(connection, name, bucket)
+        begun = claiming.start_deliveries(connection, name, worker, real, when.now)
+        carried = claiming.mark_claimed(connection, worker, {each: start.taken for each, start in begun.items()}, when)
+        batches = {
+            id(start): Batch(number, worker, name, start.lane, tuple(carried[number]), when.now)
+            for number, start in begun.items()
+        }
+        return [None if each is None else batches[id(each)] for each in starts]
 
     def expire(self) -> int:
         """Give up messages whose time is over, wherever they wait; returns how many."""

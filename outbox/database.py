@@ -7,12 +7,32 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, create_engine, event, func, make_url, text
+from sqlalchemy import (
+    JSON,
+    URL,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    FromClause,
+    String,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    column,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool
@@ -22,6 +42,7 @@ from outbox.ambient import uuid7
 from outbox.errors import ConfigurationError, DatabaseDamaged, OutOfRoom, SchemaError
 from outbox.nudging import FileNudges, Nudges, ServerNudges
 from outbox.secret import remember
+from outbox.tables import Instant
 from outbox.waiting import comes_free, look_often
 
 #: Seconds a SQLite writer waits for its turn.
@@ -621,6 +642,22 @@ def nudging_columns(connection: Connection, name: str) -> tuple[ColumnElement[An
 
 
 _NOTIFY = text("SELECT pg_notify(:channel, :name)").bindparams(channel=nudging.CHANNEL)
+
+
+def listed(connection: Connection, name: str, columns: Sequence[Column[Any]]) -> FromClause:
+    """Rows that travel in the parameter `name`, as `statements.document` made them of these columns."""
+    given = bindparam(name, type_=Text)
+    if connection.dialect.name == "postgresql":
+        # Text as text: what is cast to VARCHAR(10) is cut off without a word.
+        members = [column(each.name, Text() if isinstance(each.type, String) else each.type) for each in columns]
+        return func.json_to_recordset(cast(given, JSON)).table_valued(*members, name=name).render_derived(with_types=True)
+    elements = func.json_each(given).table_valued("value", name="element")
+    found = [func.json_extract(elements.c.value, f"$.{each.name}") for each in columns]
+    as_kept = [
+        func.substr(member, 1, 26) if isinstance(each.type, Instant) else member
+        for member, each in zip(found, columns, strict=True)
+    ]
+    return select(*(member.label(each.name) for member, each in zip(as_kept, columns, strict=True))).subquery(name)
 
 
 def lock_for_migration(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +21,16 @@ from outbox.counting import counted
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import OutboxError
-from outbox.model import Batch, Lane
+from outbox.model import Batch, Lane, State
 from outbox.patience import Stop
 from outbox.policy import FREE_AFTER, Policy
 from outbox.sending import Sender
 from outbox.spool.base import Spool
 from outbox.store import breaker, living, recording, shares, streams
+from outbox.store.recording import Ended
 from outbox.telemetry import TRACEPARENT, trace_id_of
+from outbox.timekeeping import When
+from outbox.together import ForEach, Together
 from outbox.transport import Transport
 from outbox.verdict import (
     Delivered,
@@ -80,6 +84,10 @@ class Dispatcher:
         self._watcher = Watchers([watcher] if watcher else [])
         self._lock = threading.Lock()
         self._claiming = 0
+        self._claiming_for: ForEach[Together[Sequence[Lane], Batch | None]] = ForEach(
+            lambda name: Together(lambda asks: self._claim(name, asks))
+        )
+        self._recording_for: ForEach[Together[Result, dict[int, Settlement]]] = ForEach(lambda _: Together(self._record))
         self._held: set[int] = set()
         self._unrecorded: list[Result] = []
         self._untold: set[tuple[str, int]] = set()
@@ -96,10 +104,7 @@ class Dispatcher:
         if peek and not self._claims.anything_due(name, lanes):
             return False
         began = self._ambient.monotonic()
-        with self._claim_under_way() as hold, self._database.begin() as connection:
-            batch = self._claims.claim(connection, name, lanes)
-            if batch is not None:
-                hold.append(batch.delivery)
+        batch = self._claiming_for[name].ask(lanes)
         if batch is None:
             return False
         verdict, trace_id = self._deliver(batch, began)
@@ -208,6 +213,13 @@ class Dispatcher:
         with self._lock:
             return len(self._held)
 
+    def _claim(self, name: str, asks: Sequence[Sequence[Lane]]) -> list[Batch | None]:
+        """One short transaction for all who ask at this moment."""
+        with self._claim_under_way() as hold, self._database.begin() as connection:
+            batches = self._claims.claim_for(connection, name, asks)
+            hold.extend(each.delivery for each in batches if each is not None)
+        return batches
+
     @contextmanager
     def _claim_under_way(self) -> Iterator[list[int]]:
         """Between the moment a claim may be committed and the moment we hold it, nothing is released."""
@@ -250,68 +262,83 @@ class Dispatcher:
 
     def _record_or_keep(self, result: Result, *, again: bool = False) -> None:
         try:
-            self._record(result, again=again)
+            written = self._write(result, again=True) if again else self._recording_for[result.destination].ask(result)
         except BaseException:
             with self._lock:
                 self._unrecorded.append(result)
             raise
-
-    def _record(self, result: Result, *, again: bool) -> None:
-        written = self._write(result, again=again)
         with self._lock:
             self._held.discard(result.delivery)
         self._say(result, written)
         self._watcher.recorded(Recorded(result, written))
 
+    def _record(self, results: Sequence[Result]) -> list[dict[int, Settlement]]:
+        """What came to its end at this moment under one name of ours."""
+        return self._write_all(list(itertools.takewhile(lambda each: each.worker == results[0].worker, results)))
+
     def _write(self, result: Result, *, again: bool = False) -> dict[int, Settlement]:
-        """One short transaction: the destination's row, the messages with their attempts, the delivery.
+        return self._write_all([result], again=again)[0]
+
+    def _write_all(self, results: Sequence[Result], *, again: bool = False) -> list[dict[int, Settlement]]:
+        """One short transaction: the destination's row, the messages with their attempts, the deliveries; all of one worker's.
 
         Returns what became of the messages whose claim still held. `again`: an earlier try failed, perhaps with its COMMIT done
         and only the news of it lost; then nobody is charged a second time.
         """
-        when = self._claims.when(result.destination)
-        now = when.now
-        declared = self._destinations.get(result.destination)
+        name, worker = results[0].destination, results[0].worker
+        when = self._claims.when(name)
+        declared = self._destinations.get(name)
         policy = declared.policy if declared else Policy()
-        verdict = replace(result.verdict, facts=fit_for_a_row(result.verdict.facts))
         with self._database.begin() as connection:
-            done = again and recording.ended_as(connection, result.delivery, outcome(verdict))
-            spared = not done and blame.place(connection, result, policy, when.invented, self._ambient.random())
-            recovered = self._recovered(connection, result)
+            done = again and recording.ended_as(connection, results[0].delivery, outcome(results[0].verdict))
+            well = all(isinstance(each.verdict, Delivered) for each in results) and blame.is_well(connection, name)
             settled = {
-                message.id: (
-                    message.attempt,
-                    settle(
-                        message,
-                        verdict,
-                        result.size,
-                        policy,
-                        when.invented,
-                        self._ambient.random(),
-                        recovered=message.id in recovered,
-                        spared=spared,
-                    ),
-                )
-                for message in result.messages
+                each.delivery: self._settled(connection, each, policy, when, blamed=not (done or well)) for each in results
             }
             if done:
-                return {each: settlement for each, (_, settlement) in settled.items()}
+                return [{each: settlement for each, (_, settlement) in settled[results[0].delivery].items()}]
             recorded = recording.record(
-                connection,
-                result.delivery,
-                result.worker,
-                settled,
-                when,
-                keep_late=result.witnessed,
-                skip=policy.on_dead == "skip",
+                connection, worker, settled, when, keep_late=results[0].witnessed, skip=policy.on_dead == "skip"
             )
-            recording.finish_delivery(connection, result.delivery, outcome(verdict), verdict.facts, now)
-            with_files = [each.id for each in result.messages if each.attachments and each.id in recorded.written]
-            if with_files and isinstance(verdict, Delivered) and self.free_after is not None:
-                recording.free_later(connection, with_files, now + self.free_after)
+            ended = [Ended(each.delivery, outcome(each.verdict), fit_for_a_row(each.verdict.facts)) for each in results]
+            recording.finish_deliveries(connection, ended, when.now)
+            delivered = [message for each in results if isinstance(each.verdict, Delivered) for message in each.messages]
+            with_files = [each.id for each in delivered if each.attachments and each.id in recorded.written]
+            if with_files and self.free_after is not None:
+                recording.free_later(connection, with_files, when.now + self.free_after)
         with self._lock:
-            self._untold |= {(result.destination, each) for each in recorded.shares}
-        return {each: settlement for each, (_, settlement) in settled.items() if each in recorded.written}
+            self._untold |= {(name, each) for each in recorded.shares}
+        became = [
+            {each: made for each, (_, made) in settled[result.delivery].items() if each in recorded.written}
+            for result in results
+        ]
+        if any(made.state is State.PENDING for each in became for made in each.values()):
+            self._claims.came_back(name)
+        return became
+
+    def _settled(
+        self, connection: Connection, result: Result, policy: Policy, when: When, *, blamed: bool
+    ) -> dict[int, tuple[int, Settlement]]:
+        """What becomes of each message of a delivery, after what it says about its destination is written."""
+        verdict = replace(result.verdict, facts=fit_for_a_row(result.verdict.facts))
+        spared = blamed and blame.place(connection, result, policy, when.invented, self._ambient.random())
+        recovered = self._recovered(connection, result)
+        return {
+            message.id: (
+                message.attempt,
+                settle(
+                    message,
+                    verdict,
+                    result.size,
+                    policy,
+                    when.invented,
+                    self._ambient.random(),
+                    recovered=message.id in recovered,
+                    spared=spared,
+                ),
+            )
+            for message in result.messages
+        }
 
     def _recovered(self, connection: Connection, result: Result) -> set[int]:
         """Of the messages of a delivery, those whose failure says something about themselves; see `settle`."""

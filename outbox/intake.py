@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 from outbox import payload as json_payload
 from outbox.destinations.base import Destination
 from outbox.errors import Fault, Refused
-from outbox.model import Attachment, Draft, File, FileSource, Lane, SpooledFile
+from outbox.model import Attachment, Draft, Entry, File, Lane, SpooledFile
 from outbox.telemetry import context_of
 from outbox.timekeeping import plausible
 
@@ -42,7 +42,7 @@ class Offered:
     rooted: bool = False  #: it must lie in one of the allowed roots, and nowhere else
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """What `enqueue` was asked for, found to be in order."""
 
@@ -59,38 +59,64 @@ class Request:
     traceparent: str | None
 
 
-def examine(
+#: Faults that are told of many messages: whoever sends thousands that are wrong learns no more from the rest.
+_TOLD = 100
+
+
+def examine_all(
     destination: Destination,
-    payload: object,
-    files: Mapping[str, FileSource],
-    *,
-    key: str | None,
-    ordering_key: str | None,
-    ordered: object,
-    due_at: object,
-    expires_at: object,
-    lane: object,
+    entries: Sequence[Entry],
     roots: Sequence[Path],
     now: datetime,
-    traceparent: object = None,
+    traceparent: str | None = None,
+    first: int | None = None,
+) -> list[Request]:
+    """The requests in order, or Refused with all their faults; those of many as `messages[n]`, counted from `first`."""
+    if first is None:
+        return [examine(destination, each, roots, now, traceparent) for each in entries]
+    found: list[Request] = []
+    faults: list[Fault] = []
+    for number, each in enumerate(entries, first):
+        try:
+            found.append(examine(destination, each, roots, now, traceparent))
+        except Refused as refused:
+            faults += [Fault(f"messages[{number}]{f'.{path}' if path else ''}", text) for path, text in refused.faults]
+            if len(faults) >= _TOLD:
+                break
+    if faults:
+        raise Refused(faults)
+    return found
+
+
+def examine(
+    destination: Destination, entry: Entry, roots: Sequence[Path], now: datetime, traceparent: str | None = None
 ) -> Request:
-    """The request in order, or Refused with all its faults. Reads no file's content."""
-    endless = json_payload.unbounded(payload)
-    faults = [endless] if endless else list(json_payload.faults(payload))
-    faults += _key_faults("key", key)
-    faults += _key_faults("ordering_key", ordering_key)
-    faults += _time_faults(due_at, expires_at, now)
+    """The request in order, or Refused with all its faults. Reads no file's content. `traceparent` is for one that has none."""
+    payload = entry.payload
+    files: object = {} if entry.files is None else entry.files  # whatever a caller gives
+    sound = json_payload.sound(payload)
+    endless = None if sound else json_payload.unbounded(payload)
+    faults = [] if sound else [endless] if endless else list(json_payload.faults(payload))
+    if entry.key is not None:
+        faults += _key_faults("key", entry.key)
+    if entry.ordering_key is not None:
+        faults += _key_faults("ordering_key", entry.ordering_key)
+    if entry.due_at is not None or entry.expires_at is not None:
+        faults += _time_faults(entry.due_at, entry.expires_at, now)
+    ordered: object = entry.ordered
     if ordered is not None and not isinstance(ordered, bool):
         faults.append(
             Fault("ordered", f"expected True, False or None for the destination's own, got {json_payload.brief(ordered)}")
         )
-    if lane is not None and lane not in list(Lane):
-        faults.append(Fault("lane", f"no lane named {json_payload.brief(lane)}; known: {', '.join(Lane)}"))
-    context = context_of(traceparent) if isinstance(traceparent, str) else None
-    if traceparent is not None and context is None:
-        faults.append(
-            Fault("traceparent", f"expected the W3C's form, 00-TRACE-SPAN-FLAGS, got {json_payload.brief(traceparent)}")
-        )
+    if entry.lane is not None and entry.lane not in list(Lane):
+        faults.append(Fault("lane", f"no lane named {json_payload.brief(entry.lane)}; known: {', '.join(Lane)}"))
+    context, given_context = traceparent, entry.traceparent
+    if given_context is not None:
+        own: object = given_context
+        context = context_of(own) if isinstance(own, str) else None
+        if context is None:
+            wanted = "expected the W3C's form, 00-TRACE-SPAN-FLAGS"
+            faults.append(Fault("traceparent", f"{wanted}, got {json_payload.brief(given_context)}"))
     if not isinstance(files, Mapping):
         raise Refused(
             [*faults, Fault("files", f"expected names and files as in {{'photo': path}}, got {json_payload.brief(files)}")]
@@ -106,14 +132,18 @@ def examine(
         else:
             faults += found
     given = {str(name): "" for name in files} | {each.name: each.filename for each in offered}
+    text = json_payload.text(payload) if sound else ""
+    draft = Draft(payload, text, given, {each.name: each.size for each in offered})
     if endless is None:
         # The destination looks even at what is not quite JSON, so that all faults come out together.
-        faults += destination.check(Draft(payload, "", given))
+        faults += destination.check(draft)
     if faults:
         shown = (Fault(json_payload.printable(path), json_payload.printable(text)) for path, text in faults)
         raise Refused(list(dict.fromkeys(shown)))
-    text = json_payload.text(payload)
-    size = destination.weigh(Draft(payload, text, given, {each.name: each.size for each in offered}))
+    if not sound:
+        text = json_payload.text(payload)
+        draft = replace(draft, text=text)
+    size = destination.weigh(draft)
     limit = destination.text_limit
     if limit is not None and size > limit:
         raise Refused([Fault("payload", f"makes {size} bytes of a request's text; {destination.name} takes at most {limit}")])
@@ -122,19 +152,19 @@ def examine(
         text=text,
         size=size,
         files=tuple(offered),
-        key=key,
-        ordering_key=ordering_key,
+        key=entry.key,
+        ordering_key=entry.ordering_key,
         ordered=destination.policy.ordered if ordered is None else bool(ordered),
-        due_at=due_at if isinstance(due_at, datetime) else None,
-        expires_at=_earliest(expires_at, destination.policy.max_age, now),
-        lane=Lane(str(lane)) if lane else None,
+        due_at=entry.due_at,
+        expires_at=_earliest(entry.expires_at, destination.policy.max_age, now),
+        lane=Lane(str(entry.lane)) if entry.lane else None,
         traceparent=context,
     )
 
 
 def digest(text: str, attachments: Sequence[Attachment], ordering_key: str | None) -> str:
     """What a repeated key must match: the payload, its place, and each file's name and bytes, wherever it came from."""
-    sha256 = hashlib.sha256(text.encode() + b"\0" + (ordering_key or "").encode())
+    sha256 = hashlib.sha256(f"{text}\0{ordering_key or ''}".encode())
     for each in sorted(attachments, key=lambda attachment: attachment.name):
         sha256.update(b"\0".join(part.encode() for part in ("", each.name, each.filename, each.content_type, each.file.sha256)))
     return sha256.hexdigest()
@@ -215,6 +245,8 @@ def _in_time(instant: object) -> bool:
 
 
 def _earliest(expires_at: object, max_age: float | None, now: datetime) -> datetime | None:
+    if expires_at is None and max_age is None:
+        return None
     given = [expires_at] if isinstance(expires_at, datetime) else []
     return min([*given, *([now + timedelta(seconds=max_age)] if max_age else [])], default=None)
 

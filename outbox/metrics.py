@@ -12,9 +12,9 @@ from outbox.errors import ConfigurationError
 from outbox.health import WITHIN, Glance, Health, NoAnswerYet
 from outbox.model import Batch, Outcome, Reason
 from outbox.patience import Stop
+from outbox.sights import DestinationStatus, Status
 from outbox.telemetry import Metric
 from outbox.verdict import NotSent, Unknown, Verdict, outcome
-from outbox.views import DestinationStatus, Status
 from outbox.watching import Recorded, Watcher
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from outbox.errors import Fault, Refused
 
@@ -84,6 +84,21 @@ class File:
 
 
 FileSource = str | os.PathLike[str] | bytes | BinaryIO | SpooledFile | File
+
+
+@dataclass(slots=True)
+class Entry:
+    """A message for `enqueue_many`: what `enqueue` takes beside the destination."""
+
+    payload: Any
+    files: Mapping[str, FileSource] | None = None
+    key: str | None = None
+    ordering_key: str | None = None
+    ordered: bool | None = None
+    due_at: datetime | None = None
+    expires_at: datetime | None = None
+    lane: Lane | str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +226,7 @@ class Selection:
         return "; ".join(filter(None, said)) or "everything"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A claimed message, as a destination and the state machine see it."""
 
     id: int

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import BinaryIO
 
-from urllib3.fields import RequestField
-
+from outbox import digests
 from outbox.errors import Fault, FileChanged, Refused
 from outbox.model import SpooledFile
 from outbox.payload import has_controls
@@ -49,11 +50,19 @@ class FilePart:
 Part = FieldPart | FilePart
 
 
+@lru_cache(maxsize=256)
+def _disposition(name: str, filename: str | None) -> str:
+    """A part's name and its file's, quoted by urllib3 as browsers do (HTML living standard)."""
+    from urllib3.fields import RequestField  # here: a producer sends nothing, and urllib3 is a tenth of what it would import
+
+    request_field = RequestField(name, b"", filename, None)
+    request_field.make_multipart()
+    return str(request_field.headers["Content-Disposition"])
+
+
 def head(part: Part) -> bytes:
-    """The part's header block, empty line included; names quoted by urllib3 as browsers do (HTML living standard)."""
-    request_field = RequestField(part.name, b"", part.filename, None)
-    request_field.make_multipart(content_type=part.content_type if isinstance(part, FilePart) else None)
-    lines = [f"Content-Disposition: {request_field.headers['Content-Disposition']}"]
+    """The part's header block, empty line included."""
+    lines = [f"Content-Disposition: {_disposition(part.name, part.filename)}"]
     lines += [f"{key}: {value}" for key, value in part.headers.items()]
     if isinstance(part, FilePart):
         lines.append(f"Content-Type: {part.content_type}")
@@ -113,7 +122,9 @@ class Form:
         yield self._tail
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes; small parts are joined, so that a thousand tiny files are not a thousand tiny sends."""
+        """Up to `size` bytes. Small parts are joined, so that a thousand tiny files are not a thousand tiny sends; a block that
+        would have to be cut for that goes by itself, as it is.
+        """
         if size and self._position == self._length:
             # Before the check: all of it is out, also when the deadline or a cut falls into this very moment.
             self.sent_whole = True
@@ -121,24 +132,24 @@ class Form:
         if self._blocks is None:
             self._blocks = iter(self)
         wanted = self._length if size < 0 else size
-        if not self._rest:
-            self._rest = next(self._blocks, b"")
-        if len(self._rest) >= wanted:
-            block, self._rest = self._rest[:wanted], self._rest[wanted:]
-        else:
-            gathered, self._rest = [self._rest], b""
-            have = len(gathered[0])
-            while have < wanted:
-                self._check()  # a file that is slow to read is under the deadline as well
-                if not (more := next(self._blocks, b"")):
+        gathered: list[bytes] = []
+        have = 0
+        while have < wanted:
+            if not (piece := self._rest or next(self._blocks, b"")):
+                break
+            self._check()  # a file that is slow to read is under the deadline as well
+            room = wanted - have
+            if len(piece) > room:
+                if gathered and len(piece) <= wanted:
+                    self._rest = piece
                     break
-                room = wanted - have
-                gathered.append(more[:room])
-                self._rest = more[room:]
-                have += len(gathered[-1])
-            block = b"".join(gathered)
-        self._position += len(block)
-        return block
+                piece, self._rest = piece[:room], piece[room:]
+            else:
+                self._rest = b""
+            gathered.append(piece)
+            have += len(piece)
+        self._position += have
+        return gathered[0] if len(gathered) == 1 else b"".join(gathered)
 
     def tell(self) -> int:
         return self._position
@@ -162,22 +173,29 @@ class Form:
 
 def _proven(file: SpooledFile, open_file: Callable[[str], BinaryIO]) -> Iterator[bytes]:
     """A file's bytes, bounded by its recorded size, the last block held back until length and digest agree."""
-    digest = hashlib.sha256()
     held = b""
     left = file.size
-    with open_file(file.name) as source:
+    with open_file(file.name) as source, contextlib.ExitStack() as ending:
+        digest = _digest(file.size)
+        ending.callback(digests.close, digest)
         while left:
             block = source.read(min(BLOCK, left))
             if not block:
                 raise FileChanged(file.name, f"{left} of its {file.size} bytes are missing")
+            digest.update(block)
             if held:
                 yield held
-            digest.update(block)
             held = block
             left -= len(block)
         if source.read(1):
             raise FileChanged(file.name, f"it is longer than its {file.size} bytes")
-    if digest.hexdigest() != file.sha256:
-        raise FileChanged(file.name, "its SHA-256 digest differs")
+        if digest.hexdigest() != file.sha256:
+            raise FileChanged(file.name, "its SHA-256 digest differs")
     if held:
         yield held
+
+
+def _digest(size: int) -> digests.Digest:
+    """For a file of this size."""
+    digest = hashlib.sha256()
+    return digest if size < digests.WORTH_A_THREAD else digests.beside(digest)

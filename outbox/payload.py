@@ -6,7 +6,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from outbox.errors import Fault
@@ -55,6 +55,47 @@ def brief(value: object) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
+def sound(value: object) -> bool:
+    """Whether a value is JSON beyond doubt, told at a glance; of what is unusual, `unbounded` and `faults` tell the rest."""
+    members = 0
+    level: list[Any] = [value]
+    for _ in range(DEPTH):
+        below: list[Any] = []
+        for each in level:
+            within: Iterable[Any]
+            if type(each) is dict:
+                for name in each:
+                    if type(name) is not str or not name.isprintable():
+                        return False
+                within = each.values()
+            elif type(each) is list or type(each) is tuple:
+                within = each
+            else:
+                return False
+            members += len(each)
+            if members > MEMBERS:
+                return False
+            for member in within:
+                kind = type(member)
+                if kind is str:
+                    if not member.isascii() and _SURROGATES.search(member):
+                        return False
+                elif kind is dict or kind is list or kind is tuple:
+                    below.append(member)
+                elif kind is int:
+                    if not -(2**63) <= member < 2**63:
+                        return False
+                elif kind is float:
+                    if not math.isfinite(member):
+                        return False
+                elif member is not None and kind is not bool:
+                    return False
+        if not below:
+            return True
+        level = below
+    return False
+
+
 def unbounded(value: object) -> Fault | None:
     """What keeps a value from being walked through at all: too deep, too many members, or a circle."""
     members = 0
@@ -97,9 +138,12 @@ def faults(value: object, path: Path = ()) -> Iterator[Fault]:
             yield Fault(shown(path), f"a {type(value).__name__} is not JSON; turn it into a string or a number first")
 
 
+_as_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def text(value: object) -> str:
     """Compact JSON, as it travels and rests. Raises ValueError for what `faults` would report."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _as_text(value)
 
 
 def strings(value: object, path: Path = ()) -> Iterator[tuple[Path, str]]:

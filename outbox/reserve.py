@@ -94,6 +94,7 @@ class Room:
         self._database = database
         self._spool = spool
         self._beside = database.path
+        self._disk = None if self._beside is None else str(self._beside.parent)
         self._counting = threading.Lock()
         self._pid = os.getpid()
         self._kept = 0
@@ -157,7 +158,7 @@ class Room:
 
     def left_beside_database(self, text: int = 0) -> int | None:
         """Bytes of the database's disk that are left when its WAL has become part of it; None where nobody knows."""
-        if self._beside is None or (left := disk_left(self._beside.parent)) is None:
+        if self._beside is None or self._disk is None or (left := disk_left(self._disk)) is None:
             return None
         # Only when it matters: counting costs more than looking at the disk.
         if left < _PLENTY and left < self.reserve + self.cost(text) + wal_of(self._beside):

@@ -12,10 +12,10 @@ from outbox.ambient import Ambient
 from outbox.destinations.base import Destination
 from outbox.destinations.token import CredentialsRefused
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, OutboxError, SpoolError, TransportError
+from outbox.exchange import Answer, Transport, Upload
 from outbox.model import Batch, Reason
 from outbox.policy import send_deadline
 from outbox.spool.base import Spool
-from outbox.transport import Answer, Transport, Upload
 from outbox.verdict import ANSWER_KEPT, Facts, NotSent, Reject, Retry, Unknown, Verdict, cleaned
 
 log = logging.getLogger("outbox.sending")

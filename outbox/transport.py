@@ -5,82 +5,42 @@ from __future__ import annotations
 import contextlib
 import copy
 import http.client
-import http.cookiejar
 import io
 import secrets
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.utils import check_header_validity
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationParseError, NameResolutionError, NewConnectionError
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import Retry, Timeout
 from urllib3.util.connection import allowed_gai_family
 
 from outbox.addresses import Reach
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
-from outbox.multipart import BLOCK, Form, Part
+from outbox.exchange import ANSWER_LIMIT, Answer, Transport, Upload
+from outbox.fuses import Fuse, Guard, one_more_thread
+from outbox.multipart import BLOCK, FieldPart, Form
 from outbox.secret import remember_password
 
-#: Bytes of an answer that are read, after decompression; the rest is not worth a wait.
-ANSWER_LIMIT = 64 * 1024
+__all__ = ["ANSWER_LIMIT", "Answer", "RequestsTransport", "Transport", "Upload"]
+
+#: Bytes of a body that is worth being copied, to go out with its head.
+_SMALL = 64 * 1024
 #: How an answer may be packed although nobody asked for it: once, and so that it can be unpacked a little at a time.
 _UNPACKED = frozenset({"gzip", "x-gzip", "deflate"})
 #: What OpenSSL says of a certificate that is not valid yet, and of one that is no more.
 _OUT_OF_TIME = frozenset({9, 10})
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """What to send: where to, with which headers, and the parts of the form."""
-
-    url: str
-    parts: Sequence[Part]
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back: HTTP status, headers in lower case, and at most ANSWER_LIMIT bytes of body.
-
-    `whole` is False when there was more of it. `sent_whole` is False when the answer came before the request's last byte went
-    out: such an answer can refuse, but never confirm.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    whole: bool = True
-    sent_whole: bool = True
-
-
-class Transport(Protocol):
-    """Sends one request and reads one answer, within a deadline in seconds, following no redirect and repeating nothing.
-
-    Raises NotSent when the declared length did not go out in full, NoAnswer when it did and no complete answer came back, and
-    FileMissing or FileChanged, before the request is complete, when a spooled file is not what was enqueued.
-    """
-
-    def send(self, upload: Upload, open_file: Callable[[str], BinaryIO], deadline: float, connect: float) -> Answer:
-        """Post a form."""
-
-    def post_json(self, url: str, body: bytes, deadline: float, connect: float) -> Answer:
-        """Post a small JSON document: what a token service takes."""
-
-    def cut(self) -> None:
-        """Break off every request in hand, now; those that follow are refused."""
-
-    def within(self, reach: Reach) -> Transport:
-        """The same, for requests that may go to these addresses alone: any other ends as NotSent before a byte goes out."""
 
 
 class RequestsTransport:
@@ -104,31 +64,24 @@ class RequestsTransport:
         self._proxy_decides = proxy_decides
         self._reach: Reach | None = None
         self._local = threading.local()
-        self._running: set[_Fuse] = set()
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
+        self._guard = Guard()
 
     def send(self, upload: Upload, open_file: Callable[[str], BinaryIO], deadline: float, connect: float) -> Answer:
         with self._fuse(deadline) as fuse:
             form = Form(upload.parts, secrets.token_hex(16), open_file, fuse.check)
-            headers = {**upload.headers, "Content-Type": form.content_type}
+            # A file may turn out to be missing: whoever is to receive it hears of its request all the same.
+            fuse.in_one_piece = len(form) <= _SMALL and all(isinstance(part, FieldPart) for part in upload.parts)
             try:
-                return self._post(upload.url, form, headers, fuse, connect, lambda: form.sent_whole)
+                return self._post(upload.url, form, upload.headers, form.content_type, fuse, connect)
             finally:
                 form.close()
 
     def post_json(self, url: str, body: bytes, deadline: float, connect: float) -> Answer:
         with self._fuse(deadline) as fuse:
-            document = _Document(body)
-            headers = {"Content-Type": "application/json; charset=utf-8"}
-            return self._post(url, document, headers, fuse, connect, lambda: document.sent_whole)
+            return self._post(url, _Document(body), {}, "application/json; charset=utf-8", fuse, connect)
 
     def cut(self) -> None:
-        with self._lock:
-            self._closed.set()
-            running = list(self._running)
-        for fuse in running:
-            fuse.blow("cut off because the worker stops")
+        self._guard.cut()
 
     def within(self, reach: Reach) -> Self:
         narrow = copy.copy(self)  # the sessions, the requests in hand and the cut are the same ones
@@ -137,89 +90,155 @@ class RequestsTransport:
 
     def close(self) -> None:
         """Close what this thread keeps open for its next request."""
-        for session in self._sessions().values():
-            session.close()
-        self._sessions().clear()
+        for roads in self._all_roads().values():
+            roads.close()
+        self._all_roads().clear()
 
     def _post(
         self,
         url: str,
         body: Form | _Document,
         headers: Mapping[str, str],
-        fuse: _Fuse,
+        content_type: str,
+        fuse: Fuse,
         connect: float,
-        sent_whole: Callable[[], bool],
     ) -> Answer:
         _current.fuse = fuse
         try:
             left = fuse.left()
-            response = self._session().post(
-                url,
-                data=body,
-                headers={"Accept-Encoding": "identity", **headers},
-                timeout=(min(connect, left), left),
-                allow_redirects=False,
-                stream=True,
-                proxies=self._proxies,
-                verify=self._ca_file or True,
+            road = self._roads().to(url)
+            response = road.pool.urlopen(
+                "POST",
+                road.target,
+                body=body,
+                headers=road.headers(headers, content_type, len(body)),
+                retries=_NEVER_AGAIN,
+                redirect=False,
+                assert_same_host=False,
+                timeout=Timeout(connect=min(connect, left), read=left),
+                preload_content=False,
+                decode_content=False,
             )
-            with response:
+            try:
                 content, whole = _read_bounded(response, fuse)
-                plain = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status_code, plain, content, whole, sent_whole())
+            finally:
+                response.close()  # only what was not read to its end loses its connection by that
+                response.release_conn()
+            plain = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status, plain, content, whole, body.sent_whole)
         except (FileMissing, FileChanged, SpoolError):
-            self._forget_session()
+            self._forget_roads()
             raise
         except (requests.RequestException, HTTPError, OSError, TransportError, ValueError) as error:
             # A connection that failed is never used again, whatever its pool thinks of it.
-            self._forget_session()
+            self._forget_roads()
             # ValueError is what the standard library makes of some broken answers; its words may hold header values.
             text, stranger = fuse.reason or _in_words(error), _took_us_for_a_stranger(error)
             begun = body.tell() > 0 and not stranger
-            raise (NoAnswer(text) if sent_whole() and not stranger else NotSent(text, begun=begun)) from None
+            raise (NoAnswer(text) if body.sent_whole and not stranger else NotSent(text, begun=begun)) from None
         finally:
             _current.fuse = None
 
     @contextlib.contextmanager
-    def _fuse(self, deadline: float) -> Any:
-        fuse = _Fuse(deadline, self._reach, proxy_decides=self._proxy_decides)
-        with self._lock:
-            if self._closed.is_set():
-                raise NotSent("not begun because the worker stops")
-            self._running.add(fuse)
+    def _fuse(self, deadline: float) -> Iterator[Fuse]:
+        fuse = Fuse(deadline, self._reach, proxy_decides=self._proxy_decides)
+        self._guard.light(fuse)
         try:
-            fuse.light()
             yield fuse
         finally:
-            fuse.put_out()
-            with self._lock:
-                self._running.discard(fuse)
+            self._guard.put_out(fuse)
 
-    def _sessions(self) -> dict[Reach | None, requests.Session]:
+    def _all_roads(self) -> dict[Reach | None, _Roads]:
         """This thread's, by where their connections may go: one that was made for others is none for who may not go there."""
-        if not hasattr(self._local, "sessions"):
-            self._local.sessions = {}
-        sessions: dict[Reach | None, requests.Session] = self._local.sessions
-        return sessions
+        if not hasattr(self._local, "roads"):
+            self._local.roads = {}
+        roads: dict[Reach | None, _Roads] = self._local.roads
+        return roads
 
-    def _session(self) -> requests.Session:
-        """This thread's session: kept, so that connections are used again."""
-        session = self._sessions().get(self._reach)
-        if session is None:
-            session = _Session()
-            session.trust_env = False  # ~/.netrc would replace our Authorization, HTTP_PROXY would move our traffic
-            session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-            session.headers["User-Agent"] = "durable-outbox"
-            adapter = _Adapter(max_retries=0)
-            session.mount("http://", adapter)
-            session.mount("https://", adapter)
-            self._sessions()[self._reach] = session
-        return session
+    def _roads(self) -> _Roads:
+        """This thread's: kept, so that connections are used again."""
+        roads = self._all_roads().get(self._reach)
+        if roads is None:
+            roads = self._all_roads()[self._reach] = _Roads(self._proxies, self._ca_file)
+        return roads
 
-    def _forget_session(self) -> None:
-        session = self._sessions().pop(self._reach, None)
-        if session is not None:
-            session.close()
+    def _forget_roads(self) -> None:
+        roads = self._all_roads().pop(self._reach, None)
+        if roads is not None:
+            roads.close()
+
+
+#: Nothing is tried again here. With `read=False` what fails is raised as it is.
+_NEVER_AGAIN = Retry(0, read=False)
+#: Addresses whose preparation is kept; as many connection pools, so that none of theirs is closed to make room.
+_KEPT = 32
+
+
+class _Road:
+    """The way to one address: a pool of connections, what to ask it for, and what each request says of itself."""
+
+    def __init__(self, pool: HTTPConnectionPool, target: str, headers: Mapping[str, str]) -> None:
+        self.pool = pool
+        self.target = target
+        self._headers = {name.lower(): (name, value) for name, value in headers.items()}
+        #: Who is in the address itself is who sends.
+        self._last = {name: header for name, header in self._headers.items() if name == "authorization"}
+
+    def headers(self, given: Mapping[str, str], content_type: str, length: int) -> dict[str, str]:
+        """All headers of a request. Where a name is given twice, in whatever spelling, the later one is meant."""
+        found = dict(self._headers)
+        for header in given.items():
+            check_header_validity(header)
+            found[header[0].lower()] = header
+        found |= self._last
+        found["content-type"] = ("Content-Type", content_type)
+        found["content-length"] = ("Content-Length", str(length))
+        return dict(found.values())
+
+
+class _Roads:
+    """Connections, and how addresses are reached; for one thread.
+
+    Half of what `requests.Session.post` does is to prepare a request, anew each time. Here that is done once for an address,
+    by requests, and what is sent goes to its pool at once.
+
+    Nothing is taken from the environment: ~/.netrc would replace our Authorization, HTTP_PROXY would move our traffic. There is
+    no jar for cookies, and nobody follows a redirect.
+    """
+
+    def __init__(self, proxies: Mapping[str, str], ca_file: str | None) -> None:
+        self._proxies = dict(proxies)
+        self._verify = ca_file or True
+        self.adapter = _Adapter(pool_connections=_KEPT, max_retries=0)
+        self._known: dict[str, _Road] = {}
+
+    def to(self, url: str) -> _Road:
+        """Raises a RequestException for what is no address."""
+        road = self._known.get(url)
+        if road is None:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            road = self._known[url] = self._prepared(url)
+        return road
+
+    def _prepared(self, url: str) -> _Road:
+        request = requests.Request("POST", url, headers=_HEADERS).prepare()
+        prepared = request.url or ""
+        if not prepared.lower().startswith(("http://", "https://")):
+            raise requests.exceptions.InvalidSchema("expected an address that begins with http:// or https://")
+        pool = self.adapter.get_connection_with_tls_context(request, self._verify, self._proxies)
+        self.adapter.cert_verify(pool, prepared, self._verify, None)
+        target = self.adapter.request_url(request, self._proxies)
+        headers = {name: str(value) for name, value in request.headers.items() if name != "Content-Length"}
+        return _Road(pool, target, headers)
+
+    def close(self) -> None:
+        self._known.clear()
+        self.adapter.close()
+
+
+#: What every request says, and what it says if nothing else is said.
+_HEADERS = {"User-Agent": "durable-outbox", "Accept-Encoding": "identity", "Accept": "*/*", "Connection": "keep-alive"}
 
 
 def _require_address(scheme: str, address: str) -> None:
@@ -237,103 +256,32 @@ class _Document(io.BytesIO):
 
     sent_whole = False
 
+    def __len__(self) -> int:
+        return len(self.getbuffer())
+
     def read(self, size: int | None = -1) -> bytes:
         block = super().read(size)
         self.sent_whole = self.sent_whole or not block
         return block
 
 
-class _Fuse:
-    """A send's total deadline: requests' own timeouts bound silence, not duration.
-
-    Four things carry it: whoever looks for a connection, the body between blocks, the reader of the answer, and a timer that
-    shuts the socket under whatever is still blocked. With it goes where the send may `reach`.
-    """
-
-    def __init__(self, seconds: float, reach: Reach | None, *, proxy_decides: bool) -> None:
-        self.reach = reach
-        self.proxy_decides = proxy_decides
-        self.stirred = threading.Event()  #: there is news for who waits for a resolver
-        self._ends = time.monotonic() + seconds
-        self._seconds = seconds
-        self._timer = threading.Timer(seconds, self.blow, [f"not finished within its deadline of {seconds:g} s"])
-        self._timer.daemon = True
-        self._connection: HTTPConnection | None = None
-        self._sock: socket.socket | None = None
-        self._handle: socket.socket | None = None
-        self.reason: str | None = None
-
-    def light(self) -> None:
-        with _one_more_thread():
-            self._timer.start()
-
-    def put_out(self) -> None:
-        self._timer.cancel()
-        self.hold(None)
-        # A timer that fires in this very moment must not shut the connection under the next request.
-        self._connection = self._sock = None
-
-    def left(self) -> float:
-        return max(0.001, self._ends - time.monotonic())
-
-    def check(self) -> None:
-        """Raises TransportError when the time is up or the request was cut."""
-        if self.reason is None and time.monotonic() >= self._ends:
-            self.reason = f"not finished within its deadline of {self._seconds:g} s"
-        if self.reason is not None:
-            raise TransportError(self.reason)
-
-    def carry(self, connection: HTTPConnection) -> None:
-        """This connection does the request's work: it is the one to shut."""
-        self._connection = connection
-        # Kept, since a connection forgets its socket when the answer says that it is the last: then only the answer reads it.
-        self._sock = getattr(connection, "sock", None) or self._sock
-        if self.reason is not None:
-            self._shut()
-
-    def hold(self, sock: socket.socket | None) -> None:
-        """A connection in the making, to be shut through a handle of our own: TLS takes the socket out of everybody's hands."""
-        handle, self._handle = self._handle, None if sock is None else sock.dup()
-        if handle is not None:
-            handle.close()
-        if self._handle is not None and self.reason is not None:
-            self._shut()
-
-    def blow(self, reason: str) -> None:
-        self.reason = self.reason or reason
-        self.stirred.set()
-        self._shut()
-
-    def _shut(self) -> None:
-        for sock in (self._handle, getattr(self._connection, "sock", None) or self._sock):
-            if sock is not None:
-                with contextlib.suppress(OSError):
-                    # On a TLS socket this shuts the TCP connection below, which is what wakes a blocked call.
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-@contextlib.contextmanager
-def _one_more_thread() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError:
-        raise NotSent(
-            "not begun: this machine gives us no more threads; raise their limit (the user's, or the container's on pids), or "
-            "lower the destinations' senders"
-        ) from None
-
-
 _current = threading.local()
 
 
 def _carry(connection: HTTPConnection) -> None:
-    fuse: _Fuse | None = getattr(_current, "fuse", None)
+    fuse: Fuse | None = getattr(_current, "fuse", None)
     if fuse is not None:
         fuse.carry(connection)
 
 
 class _Carrying:
-    """Lets the fuse know which connection does the request's work, be it new or used again; makes new ones by its rules."""
+    """Lets the fuse know which connection does the request's work, be it new or used again; makes new ones by its rules.
+
+    The head of a small request goes out together with its body: one packet, and whoever receives it wakes up once.
+    """
+
+    _head: bytes | None = None  #: of the request in hand, while it waits for the body
+    _ends_head = False
 
     def _new_conn(self) -> socket.socket:
         connection: Any = self  # it is mixed into connections
@@ -354,10 +302,26 @@ class _Carrying:
 
     def putrequest(self, *args: Any, **named: Any) -> None:
         _carry(self)  # type: ignore[arg-type]
+        self._head = None
         super().putrequest(*args, **named)  # type: ignore[misc]
 
+    def endheaders(self, *args: Any, **named: Any) -> None:
+        self._ends_head = _current.fuse.in_one_piece
+        super().endheaders(*args, **named)  # type: ignore[misc]
 
-def _connected(connection: Any, fuse: _Fuse) -> socket.socket:
+    def send(self, data: Any) -> None:
+        if self._ends_head:
+            self._ends_head = False
+            if getattr(self, "sock", None) is None:
+                self.connect()  # before the body is read: whoever cannot be reached has been sent nothing
+            self._head = data
+            return
+        if self._head is not None:
+            data, self._head = self._head + data, None
+        super().send(data)  # type: ignore[misc]
+
+
+def _connected(connection: Any, fuse: Fuse) -> socket.socket:
     """The first address of a host that takes a connection within the deadline; of those alone that may be reached."""
     reach = fuse.reach
     if reach is not None and connection.proxy is not None:
@@ -399,7 +363,7 @@ def _require_reach(reach: Reach | None, place: Sequence[Any], host: str) -> None
         )
 
 
-def _addresses(connection: Any, fuse: _Fuse) -> Iterable[tuple[Any, ...]]:
+def _addresses(connection: Any, fuse: Fuse) -> Iterable[tuple[Any, ...]]:
     """The addresses of a host. Nothing wakes a thread that waits for a resolver: a silent one is left to wait by itself."""
     host = connection._dns_host.strip("[]")  # noqa: SLF001 (with the dot at its end, which `host` has not)
     wanted = (host, connection.port, allowed_gai_family(), socket.SOCK_STREAM)
@@ -413,13 +377,13 @@ def _addresses(connection: Any, fuse: _Fuse) -> Iterable[tuple[Any, ...]]:
             found.set_result(socket.getaddrinfo(*wanted))
         except Exception as error:  # noqa: BLE001 (it is raised again below)
             found.set_exception(error)
-        fuse.stirred.set()
+        stirred.set()
 
-    fuse.stirred.clear()
+    fuse.stirred = stirred = threading.Event()
     fuse.check()
-    with _one_more_thread():
+    with one_more_thread():
         threading.Thread(target=ask, name="outbox-resolver", daemon=True).start()
-    fuse.stirred.wait(fuse.left())
+    stirred.wait(fuse.left())
     fuse.check()
     return found.result()
 
@@ -470,11 +434,6 @@ class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
 
 
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """None is followed, so none need be an address: what is none would fail here, and an answer be lost with it."""
-
-
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **named: Any) -> None:
         oldest = ssl.TLSVersion.TLSv1_2
@@ -488,7 +447,7 @@ class _Adapter(HTTPAdapter):
         return manager
 
 
-def _read_bounded(response: requests.Response, fuse: _Fuse) -> tuple[bytes, bool]:
+def _read_bounded(response: BaseHTTPResponse, fuse: Fuse) -> tuple[bytes, bool]:
     """At most ANSWER_LIMIT decoded bytes of the answer, and whether that was all of it.
 
     A refusal whose words break off is still a refusal: its status stands. Only a success must be heard to the end.
@@ -498,10 +457,10 @@ def _read_bounded(response: requests.Response, fuse: _Fuse) -> tuple[bytes, bool
     unpack = response.headers.get("Content-Encoding", "").strip().lower() in _UNPACKED
     while len(gathered) <= ANSWER_LIMIT:
         try:
-            block = response.raw.read(ANSWER_LIMIT + 1 - len(gathered), decode_content=unpack)
+            block = response.read(ANSWER_LIMIT + 1 - len(gathered), decode_content=unpack)
             fuse.check()  # what ended because it was cut may look as if it had ended by itself
         except (HTTPError, OSError, TransportError):
-            if response.ok:
+            if not 400 <= response.status < 600:
                 raise
             return bytes(gathered), False
         if not block:

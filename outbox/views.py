@@ -1,12 +1,12 @@
-"""What there is to see in an outbox, as values with names that stay: for the terminal, a page and metrics alike."""
+"""The verbs of an Outbox that look; what they see is in `sights`, imported when somebody looks: a producer never does."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import Connection, RowMapping
 
@@ -14,13 +14,15 @@ from outbox.ambient import Ambient
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoSuchMessage, SpoolError, UnknownDestination
+from outbox.exchange import Upload
 from outbox.model import Attachment, Batch, Lane, Message, Outcome, Selection, SpooledFile, State, require_span
 from outbox.patience import Stop
-from outbox.policy import SILENT_AFTER
 from outbox.reserve import Room
 from outbox.spool.base import Spool
 from outbox.store import causes, listing, looking
-from outbox.transport import Upload
+
+if TYPE_CHECKING:
+    from outbox.sights import DeliveryView, MessageDetail, MessageView, SpoolStatus, Status, WorkerView
 
 #: So many blocked ordering keys are named, the longest blocked first.
 _BLOCKED_NAMED = 20
@@ -31,224 +33,6 @@ _GROWTH_SPANS = (_HOUR, 6 * _HOUR)
 _FORESEEN = timedelta(days=365)
 #: What a list has at most when nothing is said.
 _LIST_LIMIT = 50
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationStatus:
-    """Where the messages of one destination stand, and what stands in their way. Counts are of messages."""
-
-    due: int = 0  #: their time has come, whether or not the destination is stopped
-    waiting: int = 0  #: their time has not come
-    claimed: int = 0
-    dead: int = 0
-    dead_by_reason: Mapping[str, int] = field(default_factory=dict)
-    delivered_last_hour: int = 0
-    delivered_bytes_last_hour: int = 0
-    oldest_due_at: datetime | None = None  #: since when the oldest of those that are due is
-    failures: int = 0  #: consecutive, charged to the destination
-    last_failure: str | None = None  #: what became of the last upload that failed, while the breaker is open
-    reject_streak: int = 0  #: messages rejected alone since the last delivery
-    blocked_keys: int = 0  #: ordering keys that a dead message holds up
-    paused_keys: int = 0  #: ordering keys that a person has paused
-    stop: str | None = None  #: pause, credentials or reject_streak
-    stop_text: str | None = None
-    stopped_by: str | None = None
-    stopped_at: datetime | None = None
-    open_until: datetime | None = None  #: the breaker is open; the next try is not before this
-    ramp: int | None = None  #: deliveries at a time while it recovers
-    learned_bytes: int | None = None  #: larger requests were refused
-    declared: bool = False  #: in this process's settings
-
-
-@dataclass(frozen=True, slots=True)
-class BlockedKey:
-    """An ordering key that a dead message holds up."""
-
-    destination: str
-    ordering_key: str
-    message: int  #: the id of the dead one
-    reason: str
-    reason_text: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolStatus:
-    """Files at rest, by their rows, and the room they have. Bytes, and bytes an hour."""
-
-    files: int
-    bytes: int
-    free_bytes: int | None  #: on the disk of the spool; None for a spool that is no directory
-    quota_bytes: int | None
-    quota_percent: float | None
-    growth_per_hour: int  #: arrivals less what was freed; negative while it shrinks
-    full_in_seconds: float | None  #: at that rate, until the disk or the quota is full; None when it is not filling, or unknown
-    filling: bool | None  #: None when there is no telling
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """What came and went in the last hour: messages, and their bytes of text and files. Of many arrivals, an estimate."""
-
-    arrived_messages: int
-    arrived_bytes: int
-    delivered_messages: int
-    delivered_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class OldTransaction:
-    """Who has kept Postgres from vacuuming what was deleted since: claims grow slow while it is open."""
-
-    what: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Everything at a glance."""
-
-    at: datetime
-    destinations: Mapping[str, DestinationStatus]  #: those that are declared, and those that there is anything of
-    blocked_keys: Sequence[BlockedKey]  #: the longest blocked; each destination has their number
-    workers: int  #: that beat
-    spool: SpoolStatus
-    last_hour: Flow
-    oldest_transaction: OldTransaction | None = None  #: Postgres: the one that has been open for longest
-
-
-@dataclass(frozen=True, slots=True)
-class MessageView:
-    """One message, without its payload."""
-
-    id: int
-    destination: str
-    key: str
-    lane: str
-    ordering_key: str | None
-    stream_number: int | None
-    state: str
-    reason: str | None
-    reason_text: str | None
-    attempt: int
-    failures: int
-    unknowns: int
-    batch_limit: int | None
-    suspect: bool
-    replays: int
-    size: int  #: bytes of text it adds to a request, at most
-    files: int
-    file_bytes: int
-    created_at: datetime
-    due_at: datetime
-    scheduled: bool
-    expires_at: datetime | None
-    claimed_by: str | None
-    delivery_id: int | None
-    finished_at: datetime | None
-    traceparent: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class AttachmentView:
-    """A file of a message, and whether its bytes are still in the spool.
-
-    `bytes_are`: "there"; "freed" after delivery; "missing"; "changed", of another length than was enqueued (`outbox verify`
-    compares digests); "unreadable" when the spool cannot be asked.
-    """
-
-    name: str
-    filename: str
-    content_type: str
-    size: int
-    sha256: str
-    md5: str
-    spooled: str  #: its name in the spool
-    freed_at: datetime | None
-    bytes_are: str
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptView:
-    """One try of a message, and what its delivery was answered. Without a delivery's row, only the first five are known."""
-
-    number: int
-    delivery_id: int
-    outcome: str
-    late_outcome: str | None
-    finished_at: datetime
-    started_at: datetime | None
-    seconds: float | None
-    messages: int | None  #: that travelled in the same request
-    bytes: int | None
-    worker: str | None
-    status: int | None
-    code: int | None
-    text: str | None
-    request_id: str | None
-    answer: str | None  #: the first 4 KB
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryView:
-    """One upload request: what it carried, and what was answered."""
-
-    id: int
-    destination: str
-    lane: str
-    worker: str
-    messages: int
-    bytes: int
-    probe: bool
-    started_at: datetime
-    finished_at: datetime | None  #: None while it is under way
-    seconds: float  #: that it took, or takes by now
-    outcome: str | None
-    status: int | None
-    code: int | None
-    text: str | None
-    request_id: str | None
-    answer: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class MessageDetail:
-    """A message with everything that belongs to it."""
-
-    message: MessageView
-    payload: Any
-    attachments: Sequence[AttachmentView]
-    attempts: Sequence[AttemptView]  #: oldest first
-    under_way: DeliveryView | None  #: the delivery that carries it at this moment
-    next_try_at: datetime | None  #: not before this; None when there is none, or a person must act first
-    declared: bool  #: whether its destination is, here
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """A worker, by its row."""
-
-    id: str
-    host: str
-    pid: int
-    version: str | None
-    started_at: datetime
-    beat_at: datetime
-    silent_seconds: float  #: since its last beat, by two clocks
-    serves: Sequence[str]  #: names of destinations; empty when it was not said
-    claims: int  #: messages it holds
-    deliveries: int  #: uploads under way
-    stop_asked: bool
-    gone: bool
-    silent: bool  #: not gone, and has not beaten for so long that it must have died; it is declared gone when another one runs
-
-
-V = TypeVar("V")
-
-
-def _view(kind: type[V], row: Mapping[str, Any] | RowMapping, **more: Any) -> V:
-    """A row as one of the values above, by the names of its fields."""
-    names = [each.name for each in fields(kind)]  # type: ignore[arg-type]  # each of them is a dataclass
-    return kind(**({name: row[name] for name in names if name not in more} | more))
 
 
 class Views:
@@ -262,12 +46,14 @@ class Views:
 
     def status(self) -> Status:
         """Per destination what waits, what died and why it is stopped; the spool and when it is full; who works."""
+        from outbox import sights
+
         now = self.ambient.now()
         with self.database.snapshot() as connection:
             counts = looking.counts(connection, now)
             delivered = looking.delivered_since(connection, now - _HOUR)
             arrived = looking.arrived_since(connection, now - _HOUR)
-            blocked = [BlockedKey(**row) for row in looking.blocked(connection, _BLOCKED_NAMED)]
+            blocked = [sights.BlockedKey(**row) for row in looking.blocked(connection, _BLOCKED_NAMED)]
             workers = looking.alive(connection, now)
             spool = self._spool_status(connection, now)
             for name in (name for name, told in counts.items() if told["open_until"] is not None):
@@ -277,22 +63,24 @@ class Views:
             told = {"delivered_last_hour": amount.messages, "delivered_bytes_last_hour": amount.bytes}
             counts.setdefault(name, looking.nothing()).update(told)
         destinations = {
-            name: DestinationStatus(**counts.get(name, {}), declared=name in self.destinations)
+            name: sights.DestinationStatus(**counts.get(name, {}), declared=name in self.destinations)
             for name in sorted({*counts, *self.destinations})
         }
         gone = (sum(each.messages for each in delivered.values()), sum(each.bytes for each in delivered.values()))
         oldest = self.database.oldest_transaction()
-        transaction = OldTransaction(oldest.what, oldest.seconds) if oldest is not None else None
-        return Status(now, destinations, blocked, workers, spool, Flow(*arrived, *gone), transaction)
+        transaction = sights.OldTransaction(oldest.what, oldest.seconds) if oldest is not None else None
+        return sights.Status(now, destinations, blocked, workers, spool, sights.Flow(*arrived, *gone), transaction)
 
     def messages(self, selection: Selection | None = None) -> list[MessageView]:
         """The messages of a selection, newest first; at most 50 unless it says another limit. Raises UnknownDestination
         for one that is neither declared nor known to the database."""
+        from outbox import sights
+
         selection = selection or Selection()
         with self.database.read() as connection:
             self._require_known(connection, selection.destination)
             rows = listing.messages(connection, selection, selection.limit or _LIST_LIMIT)
-        return [_view(MessageView, row) for row in rows]
+        return [sights.view(sights.MessageView, row) for row in rows]
 
     def named(self, words: Sequence[str], destination: str | None = None) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """Ids and keys that these words are. A word of digits is the key of a message, if no message has it as its id.
@@ -316,6 +104,8 @@ class Views:
 
     def message(self, id_or_key: int | str, destination: str | None = None) -> MessageDetail:
         """Everything about the message of an id, or else of a key; `destination` says whose key. Raises NoSuchMessage."""
+        from outbox import sights
+
         now = self.ambient.now()
         with self.database.snapshot() as connection:
             row = self._row(connection, id_or_key, destination)
@@ -323,12 +113,12 @@ class Views:
             attempts = looking.attempts_of(connection, row["id"])
             under_way = listing.delivery_of(connection, row["delivery_id"]) if row["delivery_id"] is not None else None
             held_up = looking.held_up(connection, row)
-        return MessageDetail(
-            message=_view(MessageView, row),
+        return sights.MessageDetail(
+            message=sights.view(sights.MessageView, row),
             payload=json.loads(row["payload"]),
-            attachments=[_view(AttachmentView, each, bytes_are=self._bytes_are(each)) for each in files],
-            attempts=[_attempt(each) for each in attempts],
-            under_way=_delivery(under_way, now) if under_way is not None else None,
+            attachments=[sights.view(sights.AttachmentView, each, bytes_are=self._bytes_are(each)) for each in files],
+            attempts=[sights.attempt(each) for each in attempts],
+            under_way=sights.delivery(under_way, now) if under_way is not None else None,
             next_try_at=_next_try(row, held_up),
             declared=row["destination"] in self.destinations,
         )
@@ -342,7 +132,7 @@ class Views:
         with self.database.snapshot() as connection:
             row = self._row(connection, id_or_key, destination)
             attached = [_attachment(each) for each in looking.files_of(connection, row["id"])]
-        names = [each.name for each in fields(Message) if each.name not in ("text", "attachments")]
+        names = [name for name in Message._fields if name not in ("text", "attachments")]
         message = Message(**{name: row[name] for name in names}, text=row["payload"], attachments=tuple(attached))
         batch = Batch(0, "", row["destination"], Lane(row["lane"]), (message,), now)
         return self._declared(row["destination"]).encode(batch)
@@ -360,20 +150,24 @@ class Views:
         """Upload requests, newest first: those that began at `since` or later and before `until`; `under_way`: only those that
         have not ended. Raises UnknownDestination for one that is neither declared nor known to the database, and Refused when
         `since` is later than `until`."""
+        from outbox import sights
+
         require_span(since, until)
         now = self.ambient.now()
         with self.database.read() as connection:
             self._require_known(connection, destination)
             wanted = listing.Deliveries(destination, outcome, under_way, since, until)
             rows = listing.deliveries(connection, wanted, limit)
-        return [_delivery(row, now) for row in rows]
+        return [sights.delivery(row, now) for row in rows]
 
     def workers(self, *, gone: bool = False) -> list[WorkerView]:
         """Workers, the latest first: those that are not gone, or with `gone` every one that has a row."""
+        from outbox import sights
+
         now = self.ambient.now()
         with self.database.read() as connection:
             rows = listing.workers(connection, gone=gone)
-        return [_worker(row, max(0.0, (now - row["beat_at"]).total_seconds())) for row in rows]
+        return [sights.worker(row, max(0.0, (now - row["beat_at"]).total_seconds())) for row in rows]
 
     def _row(self, connection: Connection, id_or_key: int | str, destination: str | None) -> RowMapping:
         row = looking.one(connection, str(id_or_key), destination)
@@ -405,6 +199,8 @@ class Views:
             return "unreadable"
 
     def _spool_status(self, connection: Connection, now: datetime) -> SpoolStatus:
+        from outbox import sights
+
         files, size = looking.spooled(connection)
         growth = max(round(looking.spool_grew(connection, now - span) / (span / _HOUR)) for span in _GROWTH_SPANS)
         free = self.spool_store.left()
@@ -413,7 +209,7 @@ class Views:
         rooms = [] if free is None else [max(0, free - self.room.reserve)]
         rooms += [] if quota is None else [max(0, quota - size)]
         full_in = time_to_full(min(rooms), growth) if rooms else None
-        return SpoolStatus(
+        return sights.SpoolStatus(
             files=files,
             bytes=size,
             free_bytes=free,
@@ -440,20 +236,6 @@ def _next_try(row: RowMapping, held_up: looking.HeldUp) -> datetime | None:
         return None
     due_at: datetime = row["due_at"]
     return max(due_at, held_up.open_until) if held_up.open_until else due_at
-
-
-def _attempt(row: RowMapping) -> AttemptView:
-    took = (row["finished_at"] - row["started_at"]).total_seconds() if row["started_at"] else None
-    return _view(AttemptView, row, seconds=took)
-
-
-def _worker(row: RowMapping, silent_for: float) -> WorkerView:
-    silent = not row["gone"] and silent_for > SILENT_AFTER
-    return _view(WorkerView, row, serves=(row["serves"] or "").split(), silent_seconds=silent_for, silent=silent)
-
-
-def _delivery(row: RowMapping, now: datetime) -> DeliveryView:
-    return _view(DeliveryView, row, seconds=max(0.0, ((row["finished_at"] or now) - row["started_at"]).total_seconds()))
 
 
 def _attachment(row: RowMapping) -> Attachment:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from outbox.model import Attachment, Message, Outcome, Reason, SpooledFile
 from outbox.store import arriving, breaker, claiming, living, recording, shares
 from outbox.tables import attempt, delivery, message, metadata
 from outbox.timekeeping import When
-from outbox.verdict import Settlement
+from outbox.verdict import Facts, Settlement
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ORIGIN = 1579580182824
@@ -148,7 +148,7 @@ def new_message(key: str | None = None, **changes: Any) -> arriving.NewMessage:
         due_at=NOW,
         clock_plausible=True,
     )
-    return replace(message, **changes)
+    return message._replace(**changes)
 
 
 def put(
@@ -164,14 +164,15 @@ def put(
     new = new_message(key, files=len(files), **changes)
     place = arriving.next_in_stream(connection, new, ordering_key) if ordering_key and ordered else None
     share_id = shares.join(connection, new, ordering_key) if ordering_key and not ordered else None
-    message_id = arriving.add_message(connection, new, place, share_id)
+    stream_id, number = place or (None, None)
+    message_id = arriving.add_message(connection, new._replace(stream_id=stream_id, stream_number=number, share_id=share_id))
     assert message_id is not None, f"{key} is there already"
     if place is not None:
         arriving.wake_stream(connection, place[0], new)
     if share_id is not None:
         shares.wake(connection, [share_id], new.due_at, scheduled=new.scheduled)
     attachments = [Attachment(f"file-{number}", each, "photo.jpg", "image/jpeg") for number, each in enumerate(files)]
-    arriving.attach(connection, message_id, attachments)
+    arriving.attach(connection, {message_id: attachments})
     return message_id
 
 
@@ -202,7 +203,7 @@ def waiting(
     connection: sa.Connection, lane: Lane = Lane.NORMAL, now: datetime = NOW, limit: int = 100, *, skip: bool = False
 ) -> list[claiming.Waiting]:
     """What of a lane is due, by a clock that is right."""
-    return claiming.waiting(connection, "enos", lane, When.certain(now), limit, skip=skip)
+    return claiming.waiting(connection, "enos", lane, When.certain(now), limit, skip=skip)[0]
 
 
 def claim(
@@ -212,8 +213,28 @@ def claim(
     taken = waiting(connection, lane, now, limit)
     if not taken:
         return None
-    number = claiming.start_delivery(connection, "enos", lane, worker, taken, False, now)
-    return Claimed(number, worker, tuple(claiming.mark_claimed(connection, taken, worker, number, When.certain(now))))
+    number = start_delivery(connection, taken, lane, worker, now)
+    marked = claiming.mark_claimed(connection, worker, {number: taken}, When.certain(now))
+    return Claimed(number, worker, tuple(marked[number]))
+
+
+def start_delivery(
+    connection: sa.Connection,
+    taken: Sequence[claiming.Waiting],
+    lane: Lane = Lane.NORMAL,
+    worker: str = "w1",
+    now: datetime = NOW,
+) -> int:
+    """The row of one upload to enos; its id."""
+    (number,) = claiming.start_deliveries(connection, "enos", worker, [claiming.Start(lane, taken)], now)
+    return number
+
+
+def finish_delivery(
+    connection: sa.Connection, number: int, outcome: Outcome, facts: Facts | None = None, now: datetime = NOW
+) -> bool:
+    """End one upload; False when somebody else has."""
+    return number in recording.finish_deliveries(connection, [recording.Ended(number, outcome, facts or Facts())], now)
 
 
 def claims_of(database: Database, clock: Clock, **policies: Policy) -> Claims:
@@ -236,7 +257,7 @@ def record(
     connection: sa.Connection, delivery_id: int, worker: str, settled: dict[int, tuple[int, Settlement]], now: datetime = NOW
 ) -> set[int]:
     """As the worker does that sent it; the ids written."""
-    return recording.record(connection, delivery_id, worker, settled, When.certain(now), keep_late=True).written
+    return recording.record(connection, worker, {delivery_id: settled}, When.certain(now), keep_late=True).written
 
 
 def settlement(state: State = State.DELIVERED, outcome: Outcome = Outcome.DELIVERED, **changes: Any) -> Settlement:

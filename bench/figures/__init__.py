@@ -1,6 +1,17 @@
 """Everything that can be measured, one file for each part of a message's way."""
 
-from bench.figures import enqueueing, idling, waking
+from bench.figures import claiming, delivering, enqueueing, idling, importing, peers, spooling, uploading, waking
 from bench.harness import REGISTER
 
-__all__ = ["REGISTER", "enqueueing", "idling", "waking"]
+__all__ = [
+    "REGISTER",
+    "claiming",
+    "delivering",
+    "enqueueing",
+    "idling",
+    "importing",
+    "peers",
+    "spooling",
+    "uploading",
+    "waking",
+]

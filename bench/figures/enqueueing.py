@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,10 +44,6 @@ RAW = f"INSERT INTO outbox_message ({', '.join(_COLUMNS)}) VALUES ({', '.join('?
 def enqueue_cpu() -> Iterator[Figure]:
     with Ground("sqlite") as ground, ground.engine.connect() as connection:
         core = sa.insert(message)
-        now = sa.func.now()
-        assert now is not None
-        from datetime import UTC, datetime
-
         at = datetime(2026, 3, 1, 12, tzinfo=UTC)
         ready = [{**row(number), "created_at": at, "due_at": at} for number in range(500)]
         payloads = [event(number) for number in range(500)]

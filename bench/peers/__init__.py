@@ -1,7 +1,7 @@
 """What others do: libraries of the same kind, each run in an environment of its own (`make bench-setup`), never in ours.
 
-A peer is a program in this folder. It prepares, says `ready`, and for each number of seconds that it reads it works for about
-so long and says how many units a second it managed. It ends when its input does.
+A peer is a program in this folder. It prepares, says `ready` and perhaps how it works, and for each number of seconds that it
+reads it works for about so long and says how many units a second it managed. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ class Peer:
         if not PYTHON.exists():
             raise NotInstalled("the others are not installed; make bench-setup")
         self._command = [str(PYTHON), str(HERE / f"{program}.py"), *arguments]
+        self.how = ""  #: in which of its ways it works, in its own words
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if (said := self._ask(None)) != "ready":
+        ready, _, self.how = (said := self._ask(None)).partition(" ")
+        if ready != "ready":
             raise NotInstalled(f"{self._command[1]} does not start: {said!r}; make bench-setup")
         return self
 

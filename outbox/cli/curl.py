@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Callable, Collection
 from typing import assert_never
 
+from outbox.exchange import Upload
 from outbox.multipart import FieldPart, FilePart, Part
 from outbox.secret import conceal
-from outbox.transport import Upload
 
 MASK = "***"
 #: Words in the names of headers whose values are nobody's business.

@@ -16,7 +16,7 @@ from outbox.cli.printing import emit, say, table
 from outbox.model import MOST, Outcome
 
 if TYPE_CHECKING:
-    from outbox.views import DeliveryView
+    from outbox.sights import DeliveryView
 
 V = TypeVar("V")
 

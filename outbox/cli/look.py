@@ -18,7 +18,7 @@ from outbox.cli.printing import colourful, columns, emit, is_terminal, say, show
 from outbox.counting import counted, verb
 
 if TYPE_CHECKING:
-    from outbox.views import DestinationStatus, SpoolStatus, Status
+    from outbox.sights import DestinationStatus, SpoolStatus, Status
 
 #: Seconds that a Postgres transaction may be open before it is worth a word here.
 _LONG = 600

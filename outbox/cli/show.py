@@ -17,7 +17,7 @@ from outbox.counting import counted
 
 if TYPE_CHECKING:
     from outbox.app import Outbox
-    from outbox.views import AttachmentView, AttemptView, MessageDetail
+    from outbox.sights import AttachmentView, AttemptView, MessageDetail
 
 
 @command(example="outbox show inspection-42 --destination enos")

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from outbox.addresses import Reach, networks
 from outbox.destinations.table import Meaning, Verdicts
 from outbox.errors import ConfigurationError, Fault
+from outbox.exchange import Answer, Transport, Upload
 from outbox.model import Batch, Draft, Reason
 from outbox.policy import Policy
-from outbox.transport import Answer, Transport, Upload
 from outbox.verdict import Delivered, Facts, NotSent, Reject, Retry, Verdict, cleaned
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")

@@ -22,9 +22,9 @@ from outbox.destinations.base import Credentials, Destination, redirected, verdi
 from outbox.destinations.table import ABSENT, Meaning, Reading, Rule, Verdicts, check_table, first
 from outbox.destinations.token import Token
 from outbox.errors import ConfigurationError, Fault
+from outbox.exchange import Answer, Upload
 from outbox.model import Attachment, Batch, Draft, Message
 from outbox.multipart import FieldPart, FilePart, Part
-from outbox.transport import Answer, Upload
 from outbox.verdict import Facts, Verdict, cleaned
 
 log = logging.getLogger("outbox.enos")
@@ -163,12 +163,12 @@ class EnosEvents(Destination):
 
     def weigh(self, draft: Draft) -> int:
         entries = 0
-        for reference in _references(draft.payload):
+        for reference in _references_of(draft):
             attached = draft.files.get(reference.name, "")
             entry = self._entry(draft.payload, reference, _LONGEST_TRANSFER_NAME, attached, 10**18, "0" * 32)
             # Once as the entry's name, once in place of the producer's name, and the marks between.
             entries += len(payload.text(entry).encode()) + 2 * len(_LONGEST_TRANSFER_NAME) + 4
-        return len(draft.text.encode()) + 1 + entries
+        return (len(draft.text) if draft.text.isascii() else len(draft.text.encode())) + 1 + entries
 
     def encode(self, batch: Batch) -> Upload:
         entries: dict[str, dict[str, Any]] = {}
@@ -234,7 +234,7 @@ class EnosEvents(Destination):
 
     def _reference_faults(self, struct: dict[str, Any], draft: Draft) -> Iterator[Fault]:
         used = set()
-        for reference in _references(struct):
+        for reference in _references_of(draft):
             where = payload.shown(reference.path)
             if not self._may_stand_at(reference.path):
                 yield Fault(where, f"a file cannot stand here; {_places(self.action)}")
@@ -307,6 +307,11 @@ def _places(action: Action) -> str:
 def _references(struct: object) -> list[Reference]:
     """Every `local://` in a struct, in the order of the JSON."""
     return [Reference(path, text.removeprefix(_LOCAL)) for path, text in payload.strings(struct) if text.startswith(_LOCAL)]
+
+
+def _references_of(draft: Draft) -> list[Reference]:
+    """The same for a draft: where its text does not hold the word, no string does."""
+    return _references(draft.payload) if not draft.text or _LOCAL in draft.text else []
 
 
 def _device_faults(struct: dict[str, Any]) -> Iterator[Fault]:

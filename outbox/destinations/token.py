@@ -21,8 +21,8 @@ from typing import Any, assert_never
 from outbox.destinations.base import check_url, seconds_until
 from outbox.destinations.table import ABSENT, Rule, first
 from outbox.errors import NotSent, OutboxError, TransportError
+from outbox.exchange import Answer, Transport
 from outbox.secret import Secret, as_secret, remember
-from outbox.transport import Answer, Transport
 from outbox.verdict import cleaned
 
 log = logging.getLogger("outbox.token")

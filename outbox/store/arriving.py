@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Update, delete, false, insert, select, update
+from sqlalchemy import Connection, Update, delete, false, insert, select, true, update
 
-from outbox.database import insert_or_nothing, insert_or_update
+from outbox.database import insert_or_nothing, insert_or_update, listed
 from outbox.model import Attachment, Lane, SpooledFile, State
+from outbox.statements import Ready, document, parameter
 from outbox.tables import attachment, file, head, message, stream
 
 #: A statement that writes nothing and yet takes SQLite's write lock.
 TAKE_WRITE_LOCK: Update = update(stream).where(false()).values(last_number=stream.c.last_number)
 
 
-@dataclass(frozen=True, slots=True)
-class NewMessage:
+class NewMessage(NamedTuple):
     """The row of a message that is being enqueued."""
 
     destination: str
@@ -35,6 +35,9 @@ class NewMessage:
     scheduled: bool = False  #: due_at was chosen by the producer
     expires_at: datetime | None = None
     traceparent: str | None = None
+    stream_id: int | None = None
+    stream_number: int | None = None
+    share_id: int | None = None
 
 
 class Known(NamedTuple):
@@ -45,16 +48,16 @@ class Known(NamedTuple):
     state: State
 
 
-def next_in_stream(connection: Connection, new: NewMessage, ordering_key: str) -> tuple[int, int]:
-    """The stream of an ordering key and the next number in it.
+def next_in_stream(connection: Connection, new: NewMessage, ordering_key: str, count: int = 1) -> tuple[int, int]:
+    """The stream of an ordering key and the last of the next `count` numbers in it.
 
     The row stays locked until the caller's COMMIT, so numbers are given in commit order.
     """
-    change = {"last_number": stream.c.last_number + 1}
+    change = {"last_number": stream.c.last_number + count}
     upsert = insert_or_update(connection, stream, ["destination", "ordering_key"], change)
-    values = {"destination": new.destination, "ordering_key": ordering_key, "last_number": 1}
+    values = {"destination": new.destination, "ordering_key": ordering_key, "last_number": count}
     stream_id, number = connection.execute(upsert.values(values).returning(stream.c.id, stream.c.last_number)).one()
-    if number == 1:
+    if number == count:
         connection.execute(insert(head).values(stream_id=stream_id, destination=new.destination, lane=new.lane))
     return stream_id, number
 
@@ -65,35 +68,50 @@ def wake_stream(connection: Connection, stream_id: int, new: NewMessage) -> None
     connection.execute(update(head).where(*at_rest).values(due_at=new.due_at, scheduled=new.scheduled, lane=new.lane))
 
 
-def add_message(
-    connection: Connection, new: NewMessage, place: tuple[int, int] | None, share_id: int | None = None
-) -> int | None:
-    """Insert the message, at its place in a stream or into a share; None when its key names one already."""
-    stream_id, number = place or (None, None)
-    statement = insert_or_nothing(connection, message).returning(message.c.id)
-    return connection.execute(
-        statement,
-        {
-            "destination": new.destination,
-            "lane": new.lane,
-            "key": new.key,
-            "payload": new.payload,
-            "digest": new.digest,
-            "size": new.size,
-            "file_bytes": new.file_bytes,
-            "files": new.files,
-            "state": State.PENDING,
-            "stream_id": stream_id,
-            "stream_number": number,
-            "share_id": share_id,
-            "created_at": new.created_at,
-            "due_at": new.due_at,
-            "scheduled": new.scheduled,
-            "expires_at": new.expires_at,
-            "clock_plausible": new.clock_plausible,
-            "traceparent": new.traceparent,
-        },
-    ).scalar_one_or_none()
+#: What is the same for all messages that are enqueued together, and what each has for itself.
+_COMMON = (message.c.destination, message.c.state, message.c.created_at, message.c.clock_plausible)
+_OWN = tuple(message.c[name] for name in NewMessage._fields if name not in {each.name for each in _COMMON})
+_own = attrgetter(*(each.name for each in _OWN))
+
+
+def _add_one(connection: Connection) -> Any:
+    columns = (*_COMMON, *_OWN)
+    dialect: Any = connection.dialect
+    if dialect.postfetch_lastrowid:  # then a row that comes back would cost more than all the rest
+        # As a SELECT: what is full in the midst of it takes back the statement alone, and the transaction goes on.
+        values = select(*(parameter(each) for each in columns)).where(true())
+        return insert_or_nothing(connection, message).from_select([each.name for each in columns], values)
+    given = {each.name: parameter(each) for each in columns}
+    return insert_or_nothing(connection, message).values(given).returning(message.c.id)
+
+
+def _add_many(connection: Connection) -> Any:
+    rows = listed(connection, "rows", _OWN)
+    # A condition there must be: without one, SQLite takes ON CONFLICT for a part of a join.
+    found = select(*(parameter(each) for each in _COMMON), *rows.c).where(true())
+    into = [each.name for each in (*_COMMON, *_OWN)]
+    return insert_or_nothing(connection, message).from_select(into, found).returning(message.c.id, message.c.key)
+
+
+_ADD_ONE, _ADD_MANY = Ready(_add_one), Ready(_add_many)
+
+
+def add_message(connection: Connection, new: NewMessage) -> int | None:
+    """Insert a message; None when its key names one already."""
+    values = {**new._asdict(), "state": State.PENDING.value, "lane": new.lane.value}
+    made = _ADD_ONE.run(connection, values)
+    if not made.returns_rows:
+        return made.lastrowid if made.rowcount else None
+    found = made.one_or_none()
+    return None if found is None else int(found[0])
+
+
+def add_messages(connection: Connection, new: Sequence[NewMessage]) -> dict[str, int]:
+    """Insert messages of one destination, enqueued at one moment; ids by key, without those whose key names one already."""
+    common = {each.name: getattr(new[0], each.name) for each in _COMMON if each is not message.c.state}
+    rows = document(_OWN, map(_own, new))
+    found = _ADD_MANY.run(connection, {**common, "state": State.PENDING.value, "rows": rows})
+    return {row.key: row.id for row in found}
 
 
 def named(connection: Connection, destination: str, key: str) -> Known | None:
@@ -129,13 +147,20 @@ def freed(connection: Connection, names: Collection[str]) -> set[str]:
     return set(names) - set(kept)
 
 
-def withdraw(connection: Connection, message_id: int) -> None:
-    """Undo `add_message` in the same transaction, for a caller who goes on after an error."""
-    connection.execute(delete(message).where(message.c.id == message_id))
+def withdraw(connection: Connection, ids: Collection[int]) -> None:
+    """Undo the adding of messages in the same transaction, for a caller who goes on after an error."""
+    _WITHDRAW.run(connection, {"rows": document((message.c.id,), ([each] for each in ids))})
 
 
-def attach(connection: Connection, message_id: int, attachments: Sequence[Attachment]) -> None:
-    """Bind spooled files to a message, in the producer's order."""
+def _withdraw(connection: Connection) -> Any:
+    return delete(message).where(message.c.id.in_(select(*listed(connection, "rows", (message.c.id,)).c)))
+
+
+_WITHDRAW = Ready(_withdraw)
+
+
+def attach(connection: Connection, attachments: Mapping[int, Sequence[Attachment]]) -> None:
+    """Bind spooled files to messages, by id, in the producer's order."""
     rows: list[dict[str, Any]] = [
         {
             "message_id": message_id,
@@ -145,7 +170,8 @@ def attach(connection: Connection, message_id: int, attachments: Sequence[Attach
             "filename": each.filename,
             "content_type": each.content_type,
         }
-        for position, each in enumerate(attachments)
+        for message_id, mine in attachments.items()
+        for position, each in enumerate(mine)
     ]
     if rows:
         connection.execute(insert(attachment), rows)

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, func, select, update
+from sqlalchemy import Connection, Row, Select, and_, func, select, update
 
 from outbox.database import insert_or_nothing
 from outbox.limits import Bucket, Learned, Traffic
 from outbox.model import Lane
 from outbox.patience import Breaker, Stop
-from outbox.tables import delivery, destination
+from outbox.statements import Ready, parameter
+from outbox.tables import delivery, destination, read_instant
 
 
 class Standing(NamedTuple):
@@ -38,12 +39,42 @@ def try_again(connection: Connection, names: Iterable[str], now: datetime) -> No
 
 def standing(connection: Connection, name: str, *, lock: bool = False) -> Standing:
     """A destination's row; with `lock`, nobody changes it before this transaction ends."""
-    statement = select(destination).where(destination.c.name == name)
-    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
-    if row is None:
+    row = (_LOCKED if lock else _SEEN).run(connection, {"name": name}).one_or_none()
+    return Standing(Breaker(), Bucket(), Learned()) if row is None else standing_of(row)
+
+
+#: The columns that `standing_of` reads.
+STANDING = tuple(
+    destination.c[name]
+    for name in (
+        "failures",
+        "open_until",
+        "stop",
+        "reject_streak",
+        "ramp",
+        "rate_tokens",
+        "rate_at",
+        "learned_bytes",
+        "learned_at",
+    )
+)
+
+
+def _standing(_: Connection) -> Select[Any]:
+    return select(*STANDING).where(destination.c.name == parameter(destination.c.name))
+
+
+_SEEN, _LOCKED = Ready(_standing), Ready(lambda connection: _standing(connection).with_for_update())
+
+
+def standing_of(row: Row[Any]) -> Standing:
+    """A destination's row as a driver has it; of one that has none, all that is in it is None."""
+    if row.failures is None:
         return Standing(Breaker(), Bucket(), Learned())
-    breaker = Breaker(row.failures, row.open_until, Stop(row.stop) if row.stop else None, row.reject_streak, row.ramp)
-    return Standing(breaker, Bucket(row.rate_tokens, row.rate_at), Learned(row.learned_bytes, row.learned_at))
+    stop, instants = Stop(row.stop) if row.stop else None, map(read_instant, (row.open_until, row.rate_at, row.learned_at))
+    open_until, rate_at, learned_at = instants
+    breaker = Breaker(row.failures, open_until, stop, row.reject_streak, row.ramp)
+    return Standing(breaker, Bucket(row.rate_tokens, rate_at), Learned(row.learned_bytes, learned_at))
 
 
 def hold(connection: Connection, name: str) -> bool:

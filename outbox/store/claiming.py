@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import chain, zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    Select,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    outerjoin,
+    select,
+    update,
+)
 
+from outbox.database import listed
 from outbox.model import Attachment, Lane, Message, Reason, SpooledFile, State
-from outbox.store import shares, streams
-from outbox.tables import attachment, claimed, delivery, expiring, file, has_come, head, loose, message, pending, share, worker
+from outbox.statements import Ready, document, parameter
+from outbox.store import breaker, shares, streams
+from outbox.store.breaker import Standing
+from outbox.tables import (
+    attachment,
+    claimed,
+    delivery,
+    destination,
+    expiring,
+    file,
+    has_come,
+    head,
+    loose,
+    message,
+    pending,
+    read_instant,
+    share,
+    worker,
+)
 from outbox.timekeeping import When
+
+#: Before anything that is due.
+THE_BEGINNING = datetime(1, 1, 2, tzinfo=UTC)
 
 
 class Waiting(NamedTuple):
@@ -32,14 +69,51 @@ class Waiting(NamedTuple):
     clock_plausible: bool
 
 
-def still_here(connection: Connection, worker_id: str) -> bool:
-    """Whether the worker has not been declared gone.
+class Outlook(NamedTuple):
+    """What a claim knows before it looks for messages: whether to go on at all, and where some may be found."""
+
+    standing: Standing
+    lanes: frozenset[Lane]  #: in which messages without an ordering key wait, due or not
+    streams: bool  #: some wait for their turn
+    shares: bool
+
+
+def outlook(connection: Connection, worker_id: str, name: str, marks: Mapping[Lane, datetime]) -> Outlook | None:
+    """What a claim must know first, in one look; None for a worker that has been declared gone.
 
     Without a lock, which many claims at once would keep from the beat: one that slips in while the worker is being declared
-    gone is rescued a moment later like the rest.
+    gone is rescued a moment later like the rest. `marks` is from where on each lane is looked at.
     """
-    statement = select(worker.c.id).where(worker.c.id == worker_id, worker.c.gone.is_(False))
-    return connection.execute(statement).one_or_none() is not None
+    low = {f"low_{lane}": marks.get(lane, THE_BEGINNING) for lane in Lane}
+    row = _OUTLOOK.run(connection, {"worker": worker_id, "destination": name, **low}).one_or_none()
+    if row is None:
+        return None
+    lanes = frozenset(lane for lane in Lane if getattr(row, f"any_{lane}"))
+    return Outlook(breaker.standing_of(row), lanes, bool(row.any_streams), bool(row.any_shares))
+
+
+def _outlook(_: Connection) -> Select[Any]:
+    name, instant = parameter(destination.c.name, "destination"), message.c.due_at
+    # The first entry of a small index each: whether it is due does not matter yet.
+    lanes = [
+        exists(select(message.c.id).where(*_queue(name, lane.value), instant >= parameter(instant, f"low_{lane}"))).label(
+            f"any_{lane}"
+        )
+        for lane in Lane
+    ]
+    going = (head.c.due_at.is_not(None), head.c.claimed_by.is_(None), head.c.blocked_by.is_(None))
+    any_streams = exists(select(head.c.stream_id).where(head.c.destination == name, *going)).label("any_streams")
+    waiting = (share.c.destination == name, share.c.due_at.is_not(None))
+    any_shares = exists(select(share.c.id).where(*waiting)).label("any_shares")
+    known = outerjoin(worker, destination, destination.c.name == name)
+    return (
+        select(*breaker.STANDING, *lanes, any_streams, any_shares)
+        .select_from(known)
+        .where(worker.c.id == parameter(worker.c.id, "worker"), worker.c.gone.is_(False))
+    )
+
+
+_OUTLOOK = Ready(_outlook)
 
 
 def anything_due(connection: Connection, name: str, lanes: Collection[Lane], when: When) -> bool:
@@ -54,38 +128,76 @@ def anything_due(connection: Connection, name: str, lanes: Collection[Lane], whe
     return bool(connection.execute(select(or_(*firsts, ordered, unordered))).scalar())
 
 
-def _due(name: str, lane: Lane, when: When) -> tuple[ColumnElement[bool], ...]:
-    come = has_come(message.c.due_at, message.c.scheduled, when)
-    return (message.c.destination == name, message.c.lane == lane, pending, loose, come)
+def _queue(name: str | ColumnElement[Any], lane: str | ColumnElement[Any]) -> tuple[ColumnElement[bool], ...]:
+    """Messages of a lane that wait without an ordering key: what the index of due messages has, in the order of `due_at`."""
+    return (message.c.destination == name, message.c.lane == lane, pending, loose)
+
+
+def _due(name: str | ColumnElement[Any], lane: str | ColumnElement[Any], when: When) -> tuple[ColumnElement[bool], ...]:
+    return (*_queue(name, lane), has_come(message.c.due_at, message.c.scheduled, when))
 
 
 _WAITING: tuple[Column[Any], ...] = tuple(message.c[name] for name in Waiting._fields)
 
 
 def waiting(
-    connection: Connection, name: str, lane: Lane, when: When, limit: int, *, skip: bool, lead: int = 0
-) -> list[Waiting]:
-    """Due messages of a lane, locked; without those that others lock.
+    connection: Connection,
+    name: str,
+    lane: Lane,
+    when: When,
+    limit: int,
+    *,
+    skip: bool,
+    lead: int = 0,
+    seen: Outlook | None = None,
+    mark: datetime = THE_BEGINNING,
+) -> tuple[list[Waiting], Mapping[int, datetime]]:
+    """Due messages of a lane, locked, without those that others lock; and by id, in order, when those of the first queue are.
 
     Three queues take turns, so that none waits for the end of another: messages without an ordering key, oldest first; the
     first of each stream; and the shares. `lead` rotates which of them is first: a message that may not travel with the first,
     since it was refused with others, becomes the first itself. `skip`: a stream goes on after a message of it has died.
+    Queues that are empty by what was `seen` are not asked, and of the first, what was due before `mark`.
     """
-    statement = (
-        select(*_WAITING)
-        .where(*_due(name, lane, when))
-        .order_by(message.c.due_at, message.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    queues = (
-        connection.execute(statement).all(),
-        streams.take_heads(connection, name, lane, when, limit, _WAITING, skip=skip),
-        shares.take(connection, name, lane, when, limit, _WAITING),
-    )
+    found: Sequence[Row[Any]] = []
+    if seen is None or lane in seen.lanes:
+        statement = _LOOSE if when.beyond is None else _LOOSE_BEYOND
+        values = {"destination": name, "lane": lane.value, "limit": limit, "mark": mark, "chosen": when.chosen}
+        found = statement.run(connection, {**values, "invented": when.invented, "beyond": when.beyond}).all()
+    instants = {row.id: row.due_at for row in found}
+    oldest = [_plain(row) for row in found]
+    heads = seen is None or seen.streams
+    of_streams = streams.take_heads(connection, name, lane, when, limit, _WAITING, skip=skip) if heads else []
+    of_shares = shares.take(connection, name, lane, when, limit, _WAITING) if seen is None or seen.shares else []
+    if not (of_streams or of_shares):
+        return oldest, instants
+    queues = (oldest, [Waiting._make(row) for row in of_streams], [Waiting._make(row) for row in of_shares])
     first = lead % len(queues)
     turned = (*queues[first:], *queues[:first])
-    return [Waiting(*row) for row in chain.from_iterable(zip_longest(*turned)) if row is not None]
+    return [each for each in chain.from_iterable(zip_longest(*turned)) if each is not None], instants
+
+
+def _plain(row: Row[Any]) -> Waiting:
+    """A row as the driver has it."""
+    one = Waiting._make(row[:-1])
+    return one if one.expires_at is None else one._replace(expires_at=read_instant(one.expires_at))
+
+
+def _loose(*, beyond: bool) -> Select[Any]:
+    """The oldest due messages of a lane that have no ordering key. `due_at` comes along, as what a mark is made of."""
+    instant = message.c.due_at
+    when = When(*(cast(datetime, parameter(instant, each)) for each in ("now", "chosen", "invented", "beyond")))
+    mine = _due(parameter(message.c.destination), parameter(message.c.lane), when if beyond else when._replace(beyond=None))
+    return (
+        select(*_WAITING, instant)
+        .where(*mine, instant >= parameter(instant, "mark"))
+        .order_by(instant, message.c.id)
+        .limit(bindparam("limit", type_=Integer))
+        .with_for_update(skip_locked=True)
+    )
+
+
+_LOOSE, _LOOSE_BEYOND = Ready(lambda _: _loose(beyond=False)), Ready(lambda _: _loose(beyond=True))
 
 
 def suspect_under_way(connection: Connection, name: str) -> bool:
@@ -124,74 +236,94 @@ def expire(connection: Connection, ids: Collection[int], now: datetime) -> set[i
     return {stream_id for stream_id in connection.execute(statement).scalars() if stream_id is not None}
 
 
-def start_delivery(
-    connection: Connection, name: str, lane: Lane, worker_id: str, taken: Sequence[Waiting], probe: bool, now: datetime
-) -> int:
-    """The row of one upload request, committed before its first byte is sent."""
-    values = {
-        "destination": name,
-        "lane": lane,
-        "worker": worker_id,
-        "messages": len(taken),
-        "bytes": sum(each.size + each.file_bytes for each in taken),
-        "probe": probe,
-        "started_at": now,
-    }
-    return int(connection.execute(insert(delivery).values(values).returning(delivery.c.id)).scalar_one())
+class Start(NamedTuple):
+    """One upload request that is about to begin."""
+
+    lane: Lane
+    taken: Sequence[Waiting]
+    probe: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.size + each.file_bytes for each in self.taken)
+
+
+def start_deliveries(
+    connection: Connection, name: str, worker_id: str, starts: Sequence[Start], now: datetime
+) -> dict[int, Start]:
+    """The rows of upload requests, committed before their first bytes are sent; by id."""
+    rows = document(_OF_A_START, ((each.lane.value, len(each.taken), each.bytes, each.probe) for each in starts))
+    values = {"destination": name, "worker": worker_id, "started_at": now, "rows": rows}
+    # Nobody promises that what comes back is in the order of what was given.
+    left = list(starts)
+    begun = {}
+    for row in sorted(_START.run(connection, values), key=lambda row: int(row.id)):
+        mine = next(each for each in left if (each.lane, len(each.taken), each.bytes) == (row.lane, row.messages, row.bytes))
+        left.remove(mine)
+        begun[int(row.id)] = mine
+    return begun
+
+
+_OF_A_START = (delivery.c.lane, delivery.c.messages, delivery.c.bytes, delivery.c.probe)
+
+
+def _start(connection: Connection) -> Any:
+    own = _OF_A_START
+    common = (delivery.c.destination, delivery.c.worker, delivery.c.started_at)
+    found = select(*(parameter(each) for each in common), *listed(connection, "rows", own).c)
+    into = insert(delivery).from_select([each.name for each in (*common, *own)], found)
+    return into.returning(delivery.c.id, delivery.c.lane, delivery.c.messages, delivery.c.bytes)
+
+
+_START = Ready(_start)
 
 
 def mark_claimed(
-    connection: Connection, taken: Sequence[Waiting], worker_id: str, delivery_id: int, when: When
-) -> list[Message]:
-    """Make the taken messages the worker's, number the attempt, and read what they carry; in the order they were taken."""
-    ids = [each.id for each in taken]
-    of_streams = [each.stream_id for each in taken if each.stream_id is not None]
-    if of_streams:
-        place = {"claimed_by": worker_id, "served": delivery_id}
-        connection.execute(update(head).where(head.c.stream_id.in_(of_streams)).values(place))
-    statement = (
-        update(message)
-        .where(message.c.id.in_(ids), pending)
-        .values(state=State.CLAIMED, claimed_by=worker_id, delivery_id=delivery_id, attempt=message.c.attempt + 1)
-        .returning(
-            message.c.id,
-            message.c.key,
-            message.c.payload,
-            message.c.attempt,
-            message.c.failures,
-            message.c.unknowns,
-            message.c.batch_limit,
-            message.c.suspect,
-            message.c.size,
-            message.c.file_bytes,
-            message.c.files,
-            message.c.traceparent,
-        )
-    )
-    rows = {row.id: row for row in connection.execute(statement)}
-    if of_shares := {each.share_id for each in taken if each.share_id is not None}:
-        shares.served(connection, of_shares, delivery_id, when)
+    connection: Connection, worker_id: str, begun: Mapping[int, Sequence[Waiting]], when: When
+) -> dict[int, list[Message]]:
+    """Make the messages taken for each delivery the worker's, number the attempts, and read what they carry, in their order."""
+    taken = [each for messages in begun.values() for each in messages]
+    for number, messages in begun.items():
+        if of_streams := [each.stream_id for each in messages if each.stream_id is not None]:
+            place = {"claimed_by": worker_id, "served": number}
+            connection.execute(update(head).where(head.c.stream_id.in_(of_streams)).values(place))
+    rows = document(_CLAIM, ((each.id, number) for number, messages in begun.items() for each in messages))
+    marked = {row[0]: row for row in _MARK.run(connection, {"worker": worker_id, "rows": rows}).all()}
+    for number, messages in begun.items():
+        if of_shares := {each.share_id for each in messages if each.share_id is not None}:
+            shares.served(connection, of_shares, number, when)
     with_files = [each.id for each in taken if each.files]
     attached = attachments(connection, with_files) if with_files else {}
-    return [_message(rows[each], attached.get(each, [])) for each in ids if each in rows]
+    return {
+        number: [_message(marked[each.id], attached.get(each.id)) for each in messages if each.id in marked]
+        for number, messages in begun.items()
+    }
 
 
-def _message(row: Row[Any], attached: Sequence[Attachment]) -> Message:
-    return Message(
-        id=row.id,
-        key=row.key,
-        text=row.payload,
-        attempt=row.attempt,
-        failures=row.failures,
-        unknowns=row.unknowns,
-        batch_limit=row.batch_limit,
-        suspect=row.suspect,
-        size=row.size,
-        file_bytes=row.file_bytes,
-        files=row.files,
-        attachments=tuple(attached),
-        traceparent=row.traceparent,
+#: What a message carries, in the order that it has: its text is the payload, and its attachments are read by themselves.
+_CARRIED = tuple(message.c[{"text": "payload"}.get(name, name)] for name in Message._fields if name != "attachments")
+
+
+#: A message and the delivery that it is claimed for.
+_CLAIM = (message.c.id, message.c.delivery_id)
+
+
+def _mark(connection: Connection) -> Any:
+    taken = listed(connection, "rows", _CLAIM).c
+    changes = {"state": literal_column("'claimed'"), "claimed_by": parameter(message.c.claimed_by, "worker")}
+    return (
+        update(message)
+        .where(message.c.id == taken.id, pending)
+        .values(**changes, delivery_id=taken.delivery_id, attempt=message.c.attempt + 1)
+        .returning(*_CARRIED)
     )
+
+
+_MARK = Ready(_mark)
+
+
+def _message(row: Sequence[Any], attached: Sequence[Attachment] | None) -> Message:
+    return Message._make([*row[:-2], tuple(attached or ()), bool(row[-2]), row[-1]])
 
 
 def attachments(connection: Connection, ids: Collection[int]) -> dict[int, list[Attachment]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, exists, insert, select, update
+from sqlalchemy import Boolean, Connection, and_, bindparam, case, exists, func, insert, select, update
 
+from outbox.database import listed
 from outbox.model import FINAL, Outcome, State
+from outbox.statements import Ready, document, parameter
 from outbox.store import shares, streams
 from outbox.tables import attachment, attempt, claimed, delivery, file, message
 from outbox.timekeeping import When
@@ -35,113 +38,173 @@ class Recorded(NamedTuple):
     shares: set[int]
 
 
+#: What became of the messages of a delivery, by id: the number of the attempt, and the row that each becomes.
+Settled = Mapping[int, tuple[int, Settlement]]
+
+
 def record(
     connection: Connection,
-    delivery_id: int,
     worker_id: str,
-    settled: Mapping[int, tuple[int, Settlement]],
+    deliveries: Mapping[int, Settled],
     when: When,
     *,
     keep_late: bool = True,
     skip: bool = False,
 ) -> Recorded:
-    """Write what became of each message (id: attempt number and settlement), if the claim still holds.
+    """Write what became of each message of a worker's deliveries, if the claim still holds.
 
-    `delivery_id` is new with every attempt, so asking for it is asking for the attempt number, for the whole set at once.
+    A delivery's id is new with every attempt, so asking for it is asking for the attempt number, for the whole set at once.
     For the others the outcome is kept, with `keep_late`, as the late one of an attempt that somebody else has ended. `skip`: a
     stream goes on after a message of it has died.
     """
-    now = when.now
-    groups: dict[Settlement, list[int]] = defaultdict(list)
-    for message_id, (_, settlement) in settled.items():
-        groups[settlement].append(message_id)
+    groups: dict[Settlement, list[tuple[int, int]]] = defaultdict(list)
+    for delivery_id, settled in deliveries.items():
+        for message_id, (_, settlement) in settled.items():
+            groups[settlement].append((message_id, delivery_id))
     written: set[int] = set()
     of_streams: set[int] = set()
     of_shares: set[int] = set()
-    for settlement, ids in groups.items():
-        statement = (
-            update(message)
-            .where(
-                message.c.id.in_(sorted(ids)),
-                claimed,
-                message.c.claimed_by == worker_id,
-                message.c.delivery_id == delivery_id,
-            )
-            .values(_changes(settlement, delivery_id, now))
-            .returning(message.c.id, message.c.stream_id, message.c.share_id)
-        )
-        for row in connection.execute(statement):
-            written.add(row.id)
-            if row.stream_id is not None:
-                of_streams.add(row.stream_id)
-            if row.share_id is not None and settlement.state is State.PENDING:
-                of_shares.add(row.share_id)
-    if written:
-        rows = [
-            {
-                "message_id": message_id,
-                "number": settled[message_id][0],
-                "delivery_id": delivery_id,
-                "finished_at": now,
-                "outcome": settled[message_id][1].outcome,
-            }
-            for message_id in sorted(written)
-        ]
-        connection.execute(insert(attempt), rows)
-    late = settled.keys() - written if keep_late else set()
-    for message_id in sorted(late):
-        connection.execute(
-            update(attempt)
-            .where(
-                attempt.c.message_id == message_id,
-                attempt.c.delivery_id == delivery_id,
-                # The same outcome again is our own record, whose commit went through although we were told nothing.
-                attempt.c.outcome != settled[message_id][1].outcome,
-            )
-            .values(late_outcome=settled[message_id][1].outcome)
-        )
+    for settlement, claims in groups.items():
+        statement = _SETTLE if settlement.due_at is None and not settlement.faulted else _SETTLE_LATER
+        values = {"worker": worker_id, "rows": document(_CLAIM, sorted(claims))} | _changes(settlement, when.now)
+        rows: Sequence[Any] = statement.run(connection, values).all()
+        for message_id, stream_id, share_id in rows:
+            written.add(message_id)
+            if stream_id is not None:
+                of_streams.add(stream_id)
+            if share_id is not None and settlement.state is State.PENDING:
+                of_shares.add(share_id)
+    tries = [(each, delivery_id, *settled[each]) for delivery_id, settled in deliveries.items() for each in settled]
+    _add_attempts(connection, [each for each in tries if each[0] in written], when)
+    if keep_late and len(written) < len(tries):
+        _keep_late(connection, [each for each in tries if each[0] not in written])
     if of_streams:
         streams.release(connection, of_streams, when, skip=skip)
     held = shares.release(connection, of_shares, when) if of_shares else set()
     return Recorded(written, held)
 
 
-def _changes(settlement: Settlement, delivery_id: int, now: datetime) -> dict[str, Any]:
-    changes: dict[str, Any] = {
-        "state": settlement.state,
-        "reason": settlement.reason,
+#: A message's part in a delivery: its id, that of the delivery, the number of the attempt, what became of it.
+_Try = tuple[int, int, int, Settlement]
+
+
+def _add_attempts(connection: Connection, tries: Sequence[_Try], when: When) -> None:
+    if tries:
+        rows = (
+            (message_id, number, delivery_id, made.outcome)
+            for message_id, delivery_id, number, made in sorted(tries, key=itemgetter(0))
+        )
+        _ADD_ATTEMPTS.run(connection, {"rows": document(_OF_A_TRY, rows), "finished_at": when.now})
+
+
+_OF_A_TRY = (attempt.c.message_id, attempt.c.number, attempt.c.delivery_id, attempt.c.outcome)
+
+
+def _attempts(connection: Connection) -> Any:
+    found = select(parameter(attempt.c.finished_at), *listed(connection, "rows", _OF_A_TRY).c)
+    return insert(attempt).from_select(["finished_at", *(each.name for each in _OF_A_TRY)], found)
+
+
+_ADD_ATTEMPTS = Ready(_attempts)
+
+
+def _keep_late(connection: Connection, tries: Sequence[_Try]) -> None:
+    for message_id, delivery_id, _, made in sorted(tries, key=itemgetter(0)):
+        connection.execute(
+            update(attempt)
+            .where(
+                attempt.c.message_id == message_id,
+                attempt.c.delivery_id == delivery_id,
+                # The same outcome again is our own record, whose commit went through although we were told nothing.
+                attempt.c.outcome != made.outcome,
+            )
+            .values(late_outcome=made.outcome)
+        )
+
+
+_CHANGED = ("state", "reason", "reason_text", "failures", "unknowns", "batch_limit", "suspect", "finished_at")
+
+
+def _changes(settlement: Settlement, now: datetime) -> dict[str, Any]:
+    return {
+        "state": settlement.state.value,
+        "reason": settlement.reason and settlement.reason.value,
         "reason_text": settlement.text,
         "failures": settlement.failures,
         "unknowns": settlement.unknowns,
         "batch_limit": settlement.batch_limit,
         "suspect": settlement.suspect,
+        "finished_at": now if settlement.state in FINAL else None,
+        "due_at": settlement.due_at,
+        "faulted": settlement.faulted,
+    }
+
+
+#: A message and the delivery that it is claimed for.
+_CLAIM = (message.c.id, message.c.delivery_id)
+
+
+def _settle(connection: Connection, *, later: bool) -> Any:
+    """Claimed messages become what was settled; `later` ones may get a new instant, or remember the delivery as a failure."""
+    claims = listed(connection, "rows", _CLAIM).c
+    changes: dict[str, Any] = {name: parameter(message.c[name]) for name in _CHANGED} | {
         "claimed_by": None,
         "delivery_id": None,
-        "finished_at": now if settlement.state in FINAL else None,
     }
-    if settlement.due_at is not None:
-        changes |= {"due_at": settlement.due_at, "scheduled": False}
-    if settlement.faulted:
-        changes["faulted_in"] = delivery_id
-    return changes
-
-
-def finish_delivery(connection: Connection, delivery_id: int, outcome: Outcome, facts: Facts, now: datetime) -> bool:
-    """End a delivery, once; False when somebody else has."""
-    statement = (
-        update(delivery)
-        .where(delivery.c.id == delivery_id, delivery.c.finished_at.is_(None))
-        .values(
-            finished_at=now,
-            outcome=outcome,
-            status=facts.status,
-            code=facts.code,
-            text=facts.text,
-            request_id=facts.request_id,
-            answer=facts.answer,
+    if later:
+        due_at = parameter(message.c.due_at)
+        changes["due_at"] = func.coalesce(due_at, message.c.due_at)
+        changes["scheduled"] = and_(message.c.scheduled, due_at.is_(None))
+        faulted = bindparam("faulted", type_=Boolean)
+        changes["faulted_in"] = case((faulted, message.c.delivery_id), else_=message.c.faulted_in)
+    return (
+        update(message)
+        .where(
+            message.c.id == claims.id,
+            claimed,
+            # Not by its name as it is: SQLite would walk all that the worker has claimed, for each of them anew.
+            message.c.claimed_by.concat("") == parameter(message.c.claimed_by, "worker"),
+            message.c.delivery_id == claims.delivery_id,
         )
+        .values(changes)
+        .returning(message.c.id, message.c.stream_id, message.c.share_id)
     )
-    return connection.execute(statement).rowcount == 1
+
+
+_SETTLE = Ready(lambda connection: _settle(connection, later=False))
+_SETTLE_LATER = Ready(lambda connection: _settle(connection, later=True))
+
+
+class Ended(NamedTuple):
+    """A delivery that is over."""
+
+    id: int
+    outcome: Outcome
+    facts: Facts
+
+
+def finish_deliveries(connection: Connection, ended: Iterable[Ended], now: datetime) -> set[int]:
+    """End deliveries, each once; the ids of those that nobody else has ended."""
+    rows = [
+        (each.id, each.outcome.value, facts.status, facts.code, facts.text, facts.request_id, facts.answer)
+        for each in ended
+        for facts in (each.facts,)
+    ]
+    found = _FINISH.run(connection, {"rows": document((delivery.c.id, *_TOLD), sorted(rows)), "finished_at": now})
+    return {int(row.id) for row in found}
+
+
+_TOLD = tuple(delivery.c[name] for name in ("outcome", "status", "code", "text", "request_id", "answer"))
+
+
+def _finish(connection: Connection) -> Any:
+    ended = listed(connection, "rows", (delivery.c.id, *_TOLD)).c
+    changes = {each.name: ended[each.name] for each in _TOLD} | {"finished_at": parameter(delivery.c.finished_at)}
+    mine = (delivery.c.id == ended.id, delivery.c.finished_at.is_(None))
+    return update(delivery).where(*mine).values(changes).returning(delivery.c.id)
+
+
+_FINISH = Ready(_finish)
 
 
 def ended_as(connection: Connection, delivery_id: int, outcome: Outcome) -> bool:

@@ -19,6 +19,7 @@ import pytest
 
 from outbox import DirectorySpool, FileChanged, FileMissing, SpoolError
 from outbox.ambient import uuid7
+from outbox.digests import WORTH_A_THREAD
 from outbox.spool import directory
 from outbox.spool.base import Oversize
 
@@ -80,6 +81,41 @@ def test_what_is_put_comes_back_whole_with_its_facts(spool: DirectorySpool, size
     assert (NAME, size) == (spooled.name, spooled.size) == (spooled.name, spool.size(NAME))
     assert hashlib.sha256(content).hexdigest() == spooled.sha256
     assert hashlib.md5(content).hexdigest() == spooled.md5
+
+
+def test_a_large_stream_that_fills_the_same_array_again_keeps_its_digests(spool: DirectorySpool) -> None:
+    """What is hashed on another thread must not be overwritten meanwhile."""
+    content = os.urandom(3 * WORTH_A_THREAD)
+
+    room = bytearray(256 * 1024)
+
+    class Frugal(io.BytesIO):
+        def read(self, size: int | None = -1) -> Any:
+            return room if self.readinto(room) else b""
+
+    spooled = spool.put(NAME, Frugal(content))
+
+    assert hashlib.sha256(content).hexdigest() == spooled.sha256
+    assert hashlib.md5(content).hexdigest() == spooled.md5
+
+
+@pytest.mark.parametrize("ends", ["well", "beyond the limit", "in the midst of the stream"])
+def test_a_large_file_leaves_no_thread(spool: DirectorySpool, ends: str) -> None:
+    seen: set[str] = set()
+
+    class Watching(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            seen.update(thread.name for thread in threading.enumerate())
+            if ends == "in the midst of the stream" and self.tell() > 2 * WORTH_A_THREAD:
+                raise OSError("it broke")
+            return super().read(size)
+
+    limit = 2 * WORTH_A_THREAD if ends == "beyond the limit" else None
+    with suppress(SpoolError):
+        spool.put(NAME, Watching(bytes(3 * WORTH_A_THREAD)), limit)
+
+    assert ("outbox-digest" in seen) == (os.cpu_count() != 1)
+    assert not [thread for thread in threading.enumerate() if thread.name == "outbox-digest"]
 
 
 def test_a_source_that_gives_a_little_at_a_time_is_copied_to_its_end(spool: DirectorySpool) -> None:

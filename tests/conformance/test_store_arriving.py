@@ -27,9 +27,9 @@ def test_a_new_message_is_pending_and_due_and_was_never_tried(database: Database
 
 def test_a_key_names_one_message(database: Database) -> None:
     with database.begin() as connection:
-        first = arriving.add_message(connection, new_message("a"), None)
-        second = arriving.add_message(connection, new_message("a"), None)
-        other = arriving.add_message(connection, new_message("a", destination="elsewhere"), None)
+        first = arriving.add_message(connection, new_message("a"))
+        second = arriving.add_message(connection, new_message("a"))
+        other = arriving.add_message(connection, new_message("a", destination="elsewhere"))
 
     assert first is not None
     assert second is None
@@ -124,7 +124,7 @@ def test_attachments_come_back_in_the_producers_order(database: Database) -> Non
             arriving.add_file(connection, each, NOW)
         message_id = put(connection)
         given = [Attachment("z", photo, "photo.jpg", "image/jpeg"), Attachment("a", log, "log.txt", "text/plain")]
-        arriving.attach(connection, message_id, given)
+        arriving.attach(connection, {message_id: given})
 
         found = claiming.attachments(connection, [message_id])[message_id]
 
@@ -140,7 +140,7 @@ def test_an_attachment_without_its_files_row_is_refused(database: Database) -> N
     homeless = [Attachment("photo", spooled(), "photo.jpg", "image/jpeg")]
 
     with pytest.raises(sa.exc.IntegrityError), database.begin() as connection:
-        arriving.attach(connection, message_id, homeless)
+        arriving.attach(connection, {message_id: homeless})
 
 
 def test_a_freed_or_unknown_file_is_not_to_be_used(database: Database) -> None:
@@ -157,6 +157,6 @@ def test_a_withdrawn_message_was_never_there(database: Database) -> None:
     with database.begin() as connection:
         message_id = put(connection, "a")
 
-        arriving.withdraw(connection, message_id)
+        arriving.withdraw(connection, [message_id])
 
         assert arriving.named(connection, "enos", "a") is None

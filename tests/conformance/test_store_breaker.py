@@ -11,10 +11,10 @@ from outbox.database import Database
 from outbox.limits import Bucket, Learned, Traffic
 from outbox.model import Outcome
 from outbox.patience import Breaker, Stop
-from outbox.store import breaker, recording
+from outbox.store import breaker
 from outbox.tables import destination
 from outbox.verdict import Facts
-from tests.factories import NOW, claim, put
+from tests.factories import NOW, claim, finish_delivery, put
 
 Reopen = Callable[[], Database]
 OPEN = Breaker()
@@ -182,7 +182,7 @@ def test_uploads_under_way_are_counted_for_the_whole_fleet_large_ones_by_themsel
         during = breaker.traffic(connection, "enos")
         for each in claims[:2]:
             assert each is not None
-            recording.finish_delivery(connection, each.delivery, Outcome.DELIVERED, Facts(200), NOW)
+            finish_delivery(connection, each.delivery, Outcome.DELIVERED, Facts(200), NOW)
 
         after = breaker.traffic(connection, "enos")
 

@@ -12,7 +12,21 @@ from outbox.database import Database
 from outbox.store import arriving, claiming, living
 from outbox.tables import delivery, head, message
 from outbox.timekeeping import When
-from tests.factories import NOW, add_row, claim, dead, join, new_message, put, record, row_of, settlement, spooled, waiting
+from tests.factories import (
+    NOW,
+    add_row,
+    claim,
+    dead,
+    join,
+    new_message,
+    put,
+    record,
+    row_of,
+    settlement,
+    spooled,
+    start_delivery,
+    waiting,
+)
 
 Reopen = Callable[[], Database]
 SECOND = timedelta(seconds=1)
@@ -105,11 +119,11 @@ def test_what_does_not_wait_any_more_when_it_is_marked_is_left_out(database: Dat
         gone, stays = put(connection, "gone"), put(connection, "stays")
         taken = waiting(connection)
         connection.execute(sa.update(message).where(message.c.id == gone).values(state=State.CANCELLED, finished_at=NOW))
-        number = claiming.start_delivery(connection, "enos", Lane.NORMAL, "w1", taken, False, NOW)
+        number = start_delivery(connection, taken)
 
-        marked = claiming.mark_claimed(connection, taken, "w1", number, RIGHT)
+        marked = claiming.mark_claimed(connection, "w1", {number: taken}, RIGHT)
 
-        assert [stays] == [each.id for each in marked]
+        assert [stays] == [each.id for each in marked[number]]
         assert State.CANCELLED == row_of(connection, gone).state
 
 
@@ -230,7 +244,7 @@ def test_a_repeated_key_does_not_wake_its_stream(database: Database) -> None:
 
         # The stream steps on, and no message comes of it.
         arriving.next_in_stream(connection, new_message("a"), "pump")
-        assert arriving.add_message(connection, new_message("a"), None) is None
+        assert arriving.add_message(connection, new_message("a")) is None
 
         assert not claiming.anything_due(connection, "enos", list(Lane), When.certain(NOW))
         assert connection.execute(sa.select(head.c.due_at)).scalar_one() is None
@@ -276,7 +290,9 @@ def test_a_worker_is_here_until_it_is_declared_gone(database: Database) -> None:
         join(connection, "w1", "w2")
         living.declare_gone(connection, "w2", 0)
 
-        assert [True, False, False] == [claiming.still_here(connection, each) for each in ("w1", "w2", "nobody")]
+        found = [claiming.outlook(connection, each, "enos", {}) for each in ("w1", "w2", "nobody")]
+
+    assert [True, False, False] == [each is not None for each in found]
 
 
 def test_a_claim_that_slips_in_while_its_worker_is_declared_gone_is_rescued_like_the_rest(
@@ -286,7 +302,7 @@ def test_a_claim_that_slips_in_while_its_worker_is_declared_gone_is_rescued_like
         join(connection, "w1")
         put(connection)
     with postgres_database.begin() as connection:
-        assert claiming.still_here(connection, "w1")
+        assert claiming.outlook(connection, "w1", "enos", {}) is not None
         with reopen_postgres().begin() as other:
             assert living.declare_gone(other, "w1", 0)
         claimed = claim(connection, "w1")
@@ -317,7 +333,7 @@ AHEAD = When(NOW, chosen=NOW, invented=NOW + SECOND)
 
 
 def found(connection: sa.Connection, when: When) -> list[int]:
-    return [each.id for each in claiming.waiting(connection, "enos", Lane.NORMAL, when, 100, skip=False)]
+    return [each.id for each in claiming.waiting(connection, "enos", Lane.NORMAL, when, 100, skip=False)[0]]
 
 
 def test_what_a_producer_scheduled_waits_for_the_later_of_two_clocks_and_a_back_off_for_the_earlier(
@@ -514,7 +530,7 @@ def test_each_kind_of_message_leads_in_its_turn(database: Database) -> None:
         shared = put(connection, ordering_key="pump", ordered=False)
 
         leads = [
-            [each.id for each in claiming.waiting(connection, "enos", Lane.NORMAL, RIGHT, 9, skip=False, lead=lead)]
+            [each.id for each in claiming.waiting(connection, "enos", Lane.NORMAL, RIGHT, 9, skip=False, lead=lead)[0]]
             for lead in range(4)
         ]
 

@@ -9,10 +9,10 @@ from outbox.database import Database
 from outbox.model import Outcome
 from outbox.policy import GONE_AFTER
 from outbox.presence import Presence
-from outbox.store import living, recording
+from outbox.store import living
 from outbox.tables import delivery, worker
 from outbox.verdict import Facts
-from tests.factories import NOW, Clock, claim, dead, join, put, record
+from tests.factories import NOW, Clock, claim, dead, finish_delivery, join, put, record
 
 Reopen = Callable[[], Database]
 
@@ -63,7 +63,7 @@ def test_a_beat_sees_whether_there_is_a_reason_to_look_further(database: Databas
         assert taken is not None
         busy = living.beat(connection, "w1", NOW)
         record(connection, taken.delivery, "w2", taken.settled(), NOW)
-        recording.finish_delivery(connection, taken.delivery, Outcome.DELIVERED, Facts(), NOW)
+        finish_delivery(connection, taken.delivery, Outcome.DELIVERED, Facts(), NOW)
         done = living.beat(connection, "w1", NOW)
 
     assert living.Beat(stop_asked=False, others=False, unfinished=False, stuck=False) == alone == after_one_that_left
@@ -82,7 +82,7 @@ def test_a_stream_that_a_dead_message_blocks_is_stuck_only_where_the_dead_are_sk
         taken = claim(connection, "w1")
         assert taken is not None
         record(connection, taken.delivery, "w1", {each.id: (each.attempt, dead()) for each in taken.messages}, NOW)
-        recording.finish_delivery(connection, taken.delivery, Outcome.REJECT, Facts(), NOW)
+        finish_delivery(connection, taken.delivery, Outcome.REJECT, Facts(), NOW)
 
         seen = living.beat(connection, "w1", NOW, skipping)
 
@@ -136,7 +136,7 @@ def test_a_delivery_that_ended_is_nobodys(database: Database) -> None:
         put(connection)
         claimed = claim(connection, "w1")
         assert claimed is not None
-        recording.finish_delivery(connection, claimed.delivery, Outcome.UNKNOWN, Facts(), NOW)
+        finish_delivery(connection, claimed.delivery, Outcome.UNKNOWN, Facts(), NOW)
 
         assert [] == living.deliveries_of_the_gone(connection, ["enos"], 10)
         assert [] == living.deliveries_of(connection, "w1")

@@ -17,7 +17,7 @@ from outbox.database import Database
 from outbox.model import Outcome
 from outbox.patience import Breaker
 from outbox.policy import SILENT_AFTER
-from outbox.store import breaker, listing, living, looking, recording
+from outbox.store import breaker, listing, living, looking
 from outbox.tables import delivery, file, message, share, stream, worker
 from outbox.verdict import Facts
 from outbox.views import time_to_full
@@ -30,6 +30,7 @@ from tests.factories import (
     claim,
     dead,
     event,
+    finish_delivery,
     join,
     message_values,
     put,
@@ -538,7 +539,7 @@ def test_a_message_is_told_with_its_payload_its_files_and_every_attempt(
         assert claimed is not None
         record(connection, claimed.delivery, "w1", claimed.settled(**dead_settled()), now=NOW + MINUTE)
         facts = Facts(200, 1204, "no such asset", "r-1", '{"code": 1204}')
-        recording.finish_delivery(connection, claimed.delivery, Outcome.REJECT, facts, NOW + MINUTE)
+        finish_delivery(connection, claimed.delivery, Outcome.REJECT, facts, NOW + MINUTE)
 
     detail = outbox.message("k")
 

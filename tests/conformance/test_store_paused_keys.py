@@ -100,7 +100,7 @@ def test_another_destinations_key_of_the_same_name_goes_on(database: Database, o
         pause(connection, "pump")
 
         assert claiming.anything_due(connection, "elsewhere", list(Lane), RIGHT)
-        assert claiming.waiting(connection, "elsewhere", Lane.NORMAL, RIGHT, 10, skip=False)
+        assert claiming.waiting(connection, "elsewhere", Lane.NORMAL, RIGHT, 10, skip=False)[0]
 
 
 @both

@@ -19,6 +19,7 @@ from tests.factories import (
     attempts_of,
     claim,
     dead,
+    finish_delivery,
     put,
     record,
     row_of,
@@ -160,7 +161,7 @@ def test_a_delivery_ends_once(database: Database) -> None:
         facts = Facts(200, 0, "ok", "r-1")
 
         answers = [
-            recording.finish_delivery(connection, claimed.delivery, outcome, facts, now)
+            finish_delivery(connection, claimed.delivery, outcome, facts, now)
             for outcome, now in ((Outcome.DELIVERED, NOW), (Outcome.UNKNOWN, LATER))
         ]
 
@@ -182,11 +183,11 @@ def test_a_destination_has_recovered_once_it_delivered_something_since(database:
         first = claimed_once(connection)
         faulted = settlement(State.PENDING, Outcome.RETRY, faulted=True)
         record(connection, first.delivery, "w1", {failed: (1, faulted)}, NOW)
-        recording.finish_delivery(connection, first.delivery, Outcome.RETRY, Facts(503), NOW)
+        finish_delivery(connection, first.delivery, Outcome.RETRY, Facts(503), NOW)
         before = recording.recovered(connection, "enos", [failed, untried])
         second = claimed_once(connection, "w2")
 
-        recording.finish_delivery(connection, second.delivery, Outcome.DELIVERED, Facts(200), NOW)
+        finish_delivery(connection, second.delivery, Outcome.DELIVERED, Facts(200), NOW)
 
         assert set() == before
         assert {failed} == recording.recovered(connection, "enos", [failed, untried])
@@ -198,7 +199,7 @@ def test_a_delivery_before_the_failure_is_no_recovery(database: Database) -> Non
         put(connection, "early")
         early = claimed_once(connection)
         record(connection, early.delivery, "w1", early.settled(), NOW)
-        recording.finish_delivery(connection, early.delivery, Outcome.DELIVERED, Facts(200), NOW)
+        finish_delivery(connection, early.delivery, Outcome.DELIVERED, Facts(200), NOW)
         failed = add_row(connection, attempt=1, faulted_in=early.delivery)
 
         assert set() == recording.recovered(connection, "enos", [failed])

@@ -224,7 +224,7 @@ def test_a_repeated_key_does_not_wake_its_share(database: Database) -> None:
         record(connection, claimed.delivery, "w1", claimed.settled())
 
         new = new_message("a")
-        assert arriving.add_message(connection, new, None, shares.join(connection, new, "pump")) is None
+        assert arriving.add_message(connection, new._replace(share_id=shares.join(connection, new, "pump"))) is None
 
         assert not anything_due(connection)
 
@@ -235,7 +235,7 @@ def test_a_message_that_a_producer_scheduled_waits_for_the_later_of_two_clocks(d
         add(connection, "scheduled", due_at=LATER, scheduled=True)
         (put_off,) = add(connection, "put off", due_at=LATER)
 
-        found = claiming.waiting(connection, "enos", Lane.NORMAL, ahead, 10, skip=False)
+        found = claiming.waiting(connection, "enos", Lane.NORMAL, ahead, 10, skip=False)[0]
 
         assert [put_off] == [each.id for each in found]
         assert 2 == len(waiting(connection, now=LATER))
@@ -330,7 +330,7 @@ def test_a_producer_that_has_only_looked_up_its_share_is_not_forgotten_either(
         share_id = shares.join(producer, new, "pump")
         with postgres_database.begin() as connection:
             claimed_all(connection, "w1")
-        following = arriving.add_message(producer, new, None, share_id)
+        following = arriving.add_message(producer, new._replace(share_id=share_id))
         shares.wake(producer, [share_id], new.due_at)
 
     with postgres_database.begin() as connection:

@@ -26,7 +26,7 @@ def kill(connection: sa.Connection, *, skip: bool = False) -> list[int]:
     claimed = claim(connection)
     assert claimed is not None
     settled = {each.id: (each.attempt, dead()) for each in claimed.messages}
-    recording.record(connection, claimed.delivery, "w1", settled, RIGHT, skip=skip)
+    recording.record(connection, "w1", {claimed.delivery: settled}, RIGHT, skip=skip)
     return claimed.ids
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from outbox import payload
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
+from outbox.fuses import Fuse, Guard
 from outbox.multipart import FieldPart, FilePart
 from outbox.secret import conceal
 from outbox.testing import (
@@ -282,6 +283,56 @@ def test_the_deadline_of_one_send_is_not_the_next_ones(client: Client, receiver:
         client.to(receiver, deadline=0.2)
 
     assert 200 == client.to(receiver, deadline=20).status
+
+
+def test_a_short_deadline_is_kept_while_a_long_one_is_watched(client: Client, receiver: Receiver) -> None:
+    receiver.misbehave(Hold(), Drip(seconds_per_byte=0.15))
+    patient = client.later(client_url(receiver), deadline=60)
+    receiver.wait_for(lambda receiver: receiver.held == 1)
+
+    hasty = client.later(client_url(receiver), deadline=0.2)
+
+    assert NoAnswer is type(hasty.exception(5))
+    assert not patient.done()
+
+
+def test_one_thread_watches_over_all_requests(client: Client, receiver: Receiver) -> None:
+    receiver.always(Hold())
+    before = watchers()
+    for _ in range(4):
+        client.later(client_url(receiver))
+
+    receiver.wait_for(lambda receiver: receiver.held == 4)
+
+    assert 1 == len(watchers() - before)
+
+
+def watchers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "outbox-deadlines"}
+
+
+def test_nobody_is_watched_over_when_nothing_is_under_way(client: Client, receiver: Receiver) -> None:
+    before = watchers()
+    client.to(receiver, deadline=0.5)
+
+    for thread in watchers() - before:
+        thread.join(5)
+
+    assert watchers() <= before
+    assert 200 == client.to(receiver).status
+
+
+def test_what_a_parent_has_under_way_is_not_cut_by_its_child() -> None:
+    """The child of a fork has the parent's connections, and not the thread that watches them."""
+    guard = Guard()
+    parents = Fuse(60, None, proxy_decides=False)
+    guard.light(parents)
+    watching, guard._thread = guard._thread, threading.Thread()
+
+    guard.cut()
+
+    guard._thread = watching
+    assert parents.reason is None
 
 
 # Redirects.
@@ -673,6 +724,48 @@ def test_nothing_is_begun_after_the_cut(client: Client, receiver: Receiver) -> N
     assert [] == receiver.requests
 
 
+def test_what_a_destination_says_goes_before_what_we_say_but_the_form_speaks_for_itself(
+    client: Client, serve: Callable[..., Server]
+) -> None:
+    heads: list[list[bytes]] = []
+
+    def script(connection: socket.socket) -> None:
+        while request := read_request(connection):
+            heads.append(request.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:])
+            connection.sendall(KEPT_ALIVE)
+
+    server = serve(script)
+    for _ in range(2):
+        client.send(server.url, **{"USER-AGENT": "mine", "content-type": "text/plain", "content-LENGTH": "1", "x-trace": "7"})
+    client.send(server.url)
+
+    mine, again, plain = ({line.split(b": ")[0].lower(): line.split(b": ")[1] for line in head} for head in heads)
+    assert [len(head) for head in heads] == [len(mine), len(again), len(plain)], "no name twice"
+    assert (b"mine", b"7") == (mine[b"user-agent"], mine[b"x-trace"]) == (again[b"user-agent"], again[b"x-trace"])
+    assert (b"durable-outbox", None) == (plain[b"user-agent"], plain.get(b"x-trace"))
+    assert mine[b"content-type"].startswith(b"multipart/form-data; boundary=")
+    assert mine[b"content-length"] == plain[b"content-length"]
+
+
+def test_a_small_request_goes_out_in_one_piece(
+    client: Client, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Head and body apart would wake its receiver twice."""
+    sent: list[bytes] = []
+    sendall = socket.socket.sendall
+
+    def seen(sock: socket.socket, data: bytes) -> None:
+        sent.append(data)
+        sendall(sock, data)
+
+    server = serve(keeping_alive)
+    monkeypatch.setattr(socket.socket, "sendall", seen)
+    client.send(server.url)
+
+    ours = [data for data in sent if data != KEPT_ALIVE]
+    assert [(True, True)] == [(data.startswith(b"POST "), MESSAGE in data) for data in ours]
+
+
 # Connections are used again, unless they failed.
 
 
@@ -841,16 +934,13 @@ def test_it_leaves_no_thread_and_no_descriptor_behind(serve: Callable[..., Serve
     server = serve(answering)
     client = Client()
     client.send(server.url)
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer):
-            thread.join(5)
     threads, descriptors = threading.active_count(), open_descriptors()
 
     for _ in range(20):
         client.send(server.url)
 
     for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer) or thread.name.startswith("Thread-"):
+        if thread.name.startswith("Thread-"):  # the server's, one for each connection
             thread.join(0.2)
     assert threading.active_count() <= threads + 1
     assert open_descriptors() <= descriptors + 2

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-#: What keeps a worker from recording what is not its claim any more, in `recording.record`.
+from outbox.statements import Ready, _Plan
+
+#: What keeps a worker from recording what is not its claim any more, in `recording._settle`.
 FENCE = """\
-            claimed,
-                message.c.claimed_by == worker_id,
-                message.c.delivery_id == delivery_id,
+        claimed,
+            # Not by its name as it is: SQLite would walk all that the worker has claimed, for each of them anew.
+            message.c.claimed_by.concat("") == parameter(message.c.claimed_by, "worker"),
+            message.c.delivery_id == claims.delivery_id,
 """
 
 
@@ -26,4 +29,6 @@ def broken(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any], before
     made: dict[str, Any] = {}
     code = compile(source.replace(before, after), inspect.getfile(function), "exec", flags=annotations, dont_inherit=True)
     exec(code, function.__globals__, made)
+    # What was made of it before is not used meanwhile, and what is made meanwhile not afterwards.
+    monkeypatch.setattr(Ready, "_plan", lambda ready, connection: _Plan(ready._build(connection), connection.dialect))
     monkeypatch.setattr(function, "__code__", made[function.__name__].__code__)

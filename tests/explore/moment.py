@@ -232,7 +232,7 @@ class _Renaming:
     def message(self, message: Any, delivery: int) -> Any:
         mine = self.tries.get(message.id, [])
         number = mine.index(delivery) + 1 if delivery in mine else len(mine) + 1
-        return replace(message, attempt=number, failures=0, unknowns=0)
+        return message._replace(attempt=number, failures=0, unknowns=0)
 
     def place(self, place: Place | None) -> Place | None:
         if place is None or not place.parts:
@@ -243,10 +243,10 @@ class _Renaming:
     def found(self, found: Found) -> Found:
         value = found.value
         match found.by:
-            case "claim" if found.raised:
+            case "claim_for" if found.raised:
                 value = tuple(self.who[each] for each in value)
-            case "claim" if value is not None:
-                value = self.minded(value)
+            case "claim_for":
+                value = tuple(each and self.minded(each) for each in value)
             case "deliveries_of" | "deliveries_of_the_gone":
                 value = tuple(self.which[each] for each in value)
             case "left_behind":
@@ -288,10 +288,10 @@ def _names(processes: Iterable[Process], named: Named) -> dict[str, None]:
                     yield part.memory.identity
                     for found in part.found:
                         match found.by:
-                            case "claim" if found.raised:
+                            case "claim_for" if found.raised:
                                 yield from found.value
-                            case "claim" if found.value is not None:
-                                yield found.value.worker
+                            case "claim_for":
+                                yield from (batch.worker for batch in found.value if batch is not None)
                             case "left_behind":
                                 yield from (left.worker for left in found.value)
             yield from (result.worker for result in each.memory.unrecorded)

@@ -34,8 +34,8 @@ from tests.factories import NOW
 TABLES = ("stream", "head", "share", "pause", "destination", "worker", "message", "file", "attachment", "delivery", "attempt")
 #: What operations find in the database and go on with; each is the only one in its transaction.
 RECALLED: tuple[tuple[Any, str], ...] = (
-    (Claims, "claim"),
-    (Dispatcher, "_write"),
+    (Claims, "claim_for"),
+    (Dispatcher, "_write_all"),
     (living, "deliveries_of_the_gone"),
     (living, "deliveries_of"),
     (living, "left_behind"),
@@ -79,6 +79,13 @@ class Memory(NamedTuple):
     untold: frozenset[Any] = frozenset()
 
 
+class _Alone(list[Any]):
+    """A list of one dictionary, from its items."""
+
+    def __init__(self, items: Any) -> None:
+        super().__init__([dict(items)])
+
+
 class Found(NamedTuple):
     """What a function found in the database, as something that can be compared."""
 
@@ -91,6 +98,8 @@ class Found(NamedTuple):
         match found:
             case dict():
                 return cls(by, dict, tuple(found.items()))
+            case [dict() as alone]:
+                return cls(by, _Alone, tuple(alone.items()))
             case list() | set():
                 return cls(by, type(found), tuple(found))
             case Exception():
@@ -129,7 +138,7 @@ class Place(NamedTuple):
     @property
     def batch(self) -> Any:
         """Of a turn: what it has claimed; None when it was told that its worker is gone."""
-        return None if self.parts[0].found[0].raised else self.parts[0].found[0].value
+        return None if self.parts[0].found[0].raised else self.parts[0].found[0].value[0]
 
 
 class Played(NamedTuple):
@@ -353,8 +362,8 @@ class Stage(Database):
             run = self._run
             if run is None:
                 return function(*arguments, **named)
-            # `_write` has its transaction inside.
-            inside = function.__name__ == "_write"
+            # `_write_all` has its transaction inside.
+            inside = function.__name__ == "_write_all"
             earnest = run.passed >= len(run.parts) if inside else run.in_earnest
             if not earnest:
                 if inside:

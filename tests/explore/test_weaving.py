@@ -73,7 +73,7 @@ def test_claims_without_a_lock_are_seen(
     request: pytest.FixtureRequest, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(monkeypatch, database.connect, '_begin_with(engine, "BEGIN IMMEDIATE")', '_begin_with(engine, "BEGIN")')
-    broken(monkeypatch, claiming.waiting, ".with_for_update(skip_locked=True)\n    )\n    queues", ")\n    queues")
+    broken(monkeypatch, claiming._loose, "\n        .with_for_update(skip_locked=True)")
 
     weaver = request.getfixturevalue("weaver")  # only now: its engines are made with what is broken
     _breaks(weaver, "claim × claim", "database is locked" if database_url.startswith("sqlite") else "I6")
@@ -81,7 +81,7 @@ def test_claims_without_a_lock_are_seen(
 
 @pytest.mark.merge
 def test_two_rescues_without_the_fence_are_seen(postgres_weaver: Weaver, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken(monkeypatch, recording.record, FENCE)
+    broken(monkeypatch, recording._settle, FENCE)
 
     _breaks(postgres_weaver, "rescue × rescue", "IntegrityError")
 

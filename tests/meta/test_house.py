@@ -63,6 +63,18 @@ def test_import_outbox_is_light() -> None:
     assert HEAVY & set(imported.stdout.split()) == set()
 
 
+def test_a_producer_imports_what_it_needs_and_no_more() -> None:
+    """It sends nothing, migrates nothing and shows nothing; whatever else it loads, it waits for at each of its starts."""
+    imported = run(
+        sys.executable, "-c", "import gc, sys; from outbox import EnosEvents, Outbox; print(gc.isenabled(), *sys.modules)"
+    )
+
+    assert imported.returncode == 0, imported.stderr
+    collecting, *names = imported.stdout.split()
+    unneeded = HEAVY | {"pydantic", "requests", "urllib3", "outbox.transport", "outbox.sights", "outbox.worker", "outbox.cli"}
+    assert ("True", set()) == (collecting, unneeded & set(names))
+
+
 @pytest.mark.full
 def test_every_module_can_be_imported_first() -> None:
     """An import cycle shows only from one of its ends, so each module is tried with none of the others loaded."""

@@ -104,13 +104,12 @@ FAULTS = (
             Edit(
                 APP,
                 """\
-            return self._insert(connection, request, attachments, {file.name for file in fresh}, now)
+            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id)
 """,
                 """\
             import sqlalchemy
-            enqueued = self._insert(connection, request, attachments, {file.name for file in fresh}, now)
+            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id)
             sqlalchemy.event.listen(connection.engine.pool, "checkin", lambda *_: self.spool_store.name_files(), once=True)
-            return enqueued
 """,
             ),
             Edit(

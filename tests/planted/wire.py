@@ -2,7 +2,7 @@
 
 from tests.planted.planting import Edit, Fault
 
-ENOS, TRANSPORT = "outbox.destinations.enos", "outbox.transport"
+ENOS, TRANSPORT, FUSES = "outbox.destinations.enos", "outbox.transport", "outbox.fuses"
 
 FAULTS = (
     Fault(
@@ -27,8 +27,8 @@ FAULTS = (
         "P11",
         "redirects are followed",
         (
-            Edit(TRANSPORT, "allow_redirects=False", "allow_redirects=True"),
-            Edit(TRANSPORT, "session = _Session()", "session = requests.Session()"),
+            Edit(TRANSPORT, "redirect=False", "redirect=True"),
+            Edit(TRANSPORT, "Retry(0, read=False)", "Retry(3, read=False)"),
         ),
         ("tests/conformance/test_transport.py::test_a_redirect_is_an_answer_and_never_followed[the same host-303]",),
     ),
@@ -36,8 +36,8 @@ FAULTS = (
         "P12",
         "a send has a read timeout and no deadline",
         (
-            Edit(TRANSPORT, "self._timer.start()", "pass"),
-            Edit(TRANSPORT, "if self.reason is None and time.monotonic() >= self._ends:", "if self._seconds <= 0:"),
+            Edit(FUSES, "fuse.blow(fuse.too_late)", "pass"),
+            Edit(FUSES, "if self.reason is None and time.monotonic() >= self.ends:", "if self._seconds <= 0:"),
         ),
         (
             "tests/conformance/test_transport.py::test_a_receiver_that_dawdles_ends_with_no_answer_in_time[Drip(seconds_per_byte=0.05)]",
@@ -50,7 +50,7 @@ FAULTS = (
             Edit(
                 TRANSPORT,
                 """\
-            if response.ok:
+            if not 400 <= response.status < 600:
                 raise
             return bytes(gathered), False
 """,
@@ -122,7 +122,7 @@ FAULTS = (
     Fault(
         "clamped-due-at",
         "a producer's due_at is taken for one of our own, and so never far away",
-        (Edit("outbox.app", "            scheduled=request.due_at is not None,\n", "            scheduled=False,\n"),),
+        (Edit("outbox.entering", "        scheduled=request.due_at is not None,\n", "        scheduled=False,\n"),),
         ("tests/story/test_clocks.py::test_a_boot_in_1970_finds_a_backlog_of_before[sqlite]",),
     ),
 )

@@ -259,7 +259,7 @@ def test_a_message_that_kills_every_worker_is_dead_in_the_end() -> None:
         deaths += 1
         if after.state is State.DEAD:
             break
-        here = replace(here, unknowns=after.unknowns, suspect=after.suspect)
+        here = here._replace(unknowns=after.unknowns, suspect=after.suspect)
 
     assert (Reason.OUTCOME_UNKNOWN, POLICY.max_unknown + 1) == (after.reason, deaths)
 
@@ -368,7 +368,7 @@ def test_on_any_way_counters_never_fall_and_the_end_is_the_end(
     here = message(1, attempt=0)
     for verdict, fellows, recovered, spared, dice in walk:
         size = min(fellows, here.batch_limit or fellows)
-        here = replace(here, attempt=here.attempt + 1)
+        here = here._replace(attempt=here.attempt + 1)
 
         after = settle(here, verdict, size, policy, NOW, dice, recovered=recovered, spared=spared)
 
@@ -387,8 +387,7 @@ def test_on_any_way_counters_never_fall_and_the_end_is_the_end(
             assert after.unknowns <= policy.max_unknown
         else:
             return
-        here = replace(
-            here,
+        here = here._replace(
             failures=after.failures,
             unknowns=after.unknowns,
             batch_limit=after.batch_limit,

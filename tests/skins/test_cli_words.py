@@ -22,10 +22,10 @@ from outbox.cli.printing import columns
 from outbox.errors import Refused
 from outbox.model import MOST, Selection, State, require_span
 from outbox.settings import Settings
+from outbox.sights import BlockedKey, DestinationStatus, Flow, SpoolStatus, Status
 from outbox.store import living, looking
 from outbox.tables import attempt, audit, delivery
 from outbox.testing import Receiver
-from outbox.views import BlockedKey, DestinationStatus, Flow, SpoolStatus, Status
 from tests import warm
 from tests.factories import NOW, add_row, an_outbox
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ class Unwilling:
         if not statement.startswith("UPDATE outbox_delivery"):
             return
         told = parameters.values() if isinstance(parameters, dict) else parameters
-        if self.refuses is None or self.refuses & {each for each in told if isinstance(each, int)}:
+        ended = {row["id"] for each in told if str(each).startswith("[{") for row in json.loads(each)}
+        if self.refuses is None or self.refuses & ended:
             raise sa.exc.OperationalError(statement, None, RuntimeError("the disk says no"))
 
 

@@ -1,0 +1,370 @@
+"""Claim and record: what they cost without HTTP, beside millions of others, under a long transaction, and with many workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+import sqlalchemy as sa
+
+from bench.figures.delivering import emptied
+from bench.ground import KINDS, NAME, ROOT, Ground, Kind
+from bench.harness import Figure, Target, benchmark, compare, ratios
+from outbox import Lane, Policy
+from outbox.dispatcher import Dispatcher
+from outbox.presence import Presence
+from outbox.statements import document
+from outbox.store import breaker, claiming, recording
+from outbox.tables import message
+from outbox.transport import Answer, Upload
+
+BATCH = 100
+LANES = (Lane.NORMAL, Lane.EXPRESS, Lane.BULK)
+_CONFIRMED = Answer(200, {}, b'{"code":0}')
+
+
+class Nowhere:
+    """A transport that confirms at once what is sent to nobody."""
+
+    def send(self, upload: Upload, open_file: Callable[[str], BinaryIO], deadline: float, connect: float) -> Answer:
+        return _CONFIRMED
+
+
+class Loop:
+    """A worker without threads and without HTTP: each turn claims a batch and records that it was delivered."""
+
+    def __init__(self, ground: Ground) -> None:
+        outbox = ground.outbox
+        self.presence = Presence(outbox.database, outbox.ambient)
+        transport: Any = Nowhere()
+        self._dispatcher = Dispatcher(
+            outbox.database, outbox.spool_store, outbox.destinations, outbox.ambient, transport, lambda: self.presence.id
+        )
+        with outbox.database.begin() as connection:
+            breaker.declare(connection, outbox.destinations)
+        self.presence.arrive()
+
+    def turn(self) -> int:
+        """How many messages it moved; fewer than a batch only where there are no more."""
+        return BATCH if self._dispatcher.turn(NAME, LANES, peek=False) else 0
+
+
+class Raw:
+    """The statements of a claim and of a record, word for word, in a loop that does nothing else: by the driver alone."""
+
+    def __init__(self, ground: Ground, worker: str) -> None:
+        self._worker = worker
+        url = ground.engine.url
+        if ground.kind == "sqlite":
+            import sqlite3
+
+            self._connection: Any = sqlite3.connect(url.database or "", isolation_level=None, timeout=60)
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._begin = "BEGIN IMMEDIATE"
+        else:
+            import psycopg
+
+            self._connection = psycopg.connect(
+                host=url.host, port=url.port, user=url.username, password=url.password, dbname=url.database, autocommit=True
+            )
+            self._begin = "BEGIN"
+
+        with ground.engine.connect() as connection:
+            self._statements = {
+                name: ready._plan(connection)  # noqa: SLF001 (the very text that ours executes)
+                for name, ready in {
+                    "outlook": claiming._OUTLOOK,  # noqa: SLF001
+                    "loose": claiming._LOOSE,  # noqa: SLF001
+                    "start": claiming._START,  # noqa: SLF001
+                    "mark": claiming._MARK,  # noqa: SLF001
+                    "standing": breaker._SEEN,  # noqa: SLF001
+                    "settle": recording._SETTLE,  # noqa: SLF001
+                    "attempts": recording._ADD_ATTEMPTS,  # noqa: SLF001
+                    "finish": recording._FINISH,  # noqa: SLF001
+                }.items()
+            }
+
+    def _run(self, name: str, values: dict[str, Any]) -> list[Any]:
+        plan = self._statements[name]
+        cursor = self._connection.execute(plan.text, plan.parameters(values))
+        return cursor.fetchall() if cursor.description else []
+
+    def turn(self) -> int:
+        now = datetime.now(UTC)
+        low = {f"low_{lane}": claiming.THE_BEGINNING for lane in Lane}
+        about = {"destination": NAME, "worker": self._worker}
+        self._connection.execute(self._begin)
+        self._run("outlook", about | low)
+        come = {"lane": "normal", "limit": BATCH, "mark": claiming.THE_BEGINNING, "chosen": now, "invented": now}
+        ids = [row[0] for row in self._run("loose", about | come)]
+        rows = json.dumps([{"lane": "normal", "messages": len(ids), "bytes": 0, "probe": False}])
+        delivery = self._run("start", about | {"started_at": now, "rows": rows})[0][0]
+        claims = document((message.c.id, message.c.delivery_id), [(each, delivery) for each in ids])
+        self._run("mark", {"worker": self._worker, "rows": claims})
+        self._connection.execute("COMMIT")
+        self._connection.execute(self._begin)
+        self._run("standing", {"name": NAME})
+        became = {"state": "delivered", "reason": None, "reason_text": None, "failures": 0, "unknowns": 0, "batch_limit": None}
+        self._run("settle", {**became, "suspect": False, "finished_at": now, "worker": self._worker, "rows": claims})
+        tries = json.dumps([{"message_id": each, "number": 1, "delivery_id": delivery, "outcome": "delivered"} for each in ids])
+        self._run("attempts", {"rows": tries, "finished_at": now})
+        ended = json.dumps([{"id": delivery, "outcome": "delivered", "status": 200, "code": 0, "answer": '{"code":0}'}])
+        self._run("finish", {"rows": ended, "finished_at": now})
+        self._connection.execute("COMMIT")
+        return len(ids)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _draining(ground: Ground, turn: Callable[[], int], guess: float = 8000.0) -> Callable[[float], float]:
+    """Slices of turns on a backlog that is put in before, uncounted, into empty tables."""
+    pace = guess
+
+    def slice_of(seconds: float) -> float:
+        nonlocal pace
+        emptied(ground)
+        wanted = max(10, round(pace * seconds / BATCH)) * BATCH
+        ground.fill(wanted)
+        if ground.kind == "postgresql":
+            with ground.engine.begin() as connection:
+                connection.execute(sa.text("ANALYZE outbox_message"))
+        began = time.perf_counter()
+        moved = 0
+        while moved < wanted:
+            moved += turn()
+        pace = moved / (time.perf_counter() - began)
+        return pace
+
+    return slice_of
+
+
+@benchmark(
+    "claim_finish", "claim and record in batches of 100, without HTTP, as a part of the same statements by the driver alone"
+)
+def claim_finish() -> Iterator[Figure]:
+    for kind in KINDS:
+        with Ground(kind) as ground:
+            loop = Loop(ground)
+            raw = Raw(ground, loop.presence.id)
+            yield compare(
+                "claim_finish",
+                _draining(ground, loop.turn),
+                _draining(ground, raw.turn),
+                Target(0.5, 0.75),
+                what="turns of a dispatcher whose transport answers at once",
+                against="the same eight statements and two commits, driver alone",
+                unit="messages/s",
+                database=kind,
+            )
+            raw.close()
+
+
+#: How much there is where there is much.
+PENDING, DELIVERED = int(os.environ.get("BENCH_PENDING", "1000000")), int(os.environ.get("BENCH_DELIVERED", "5000000"))
+FEW = 10_000
+
+
+def _fill_up(ground: Ground) -> None:
+    """What years leave, written at once: delivered messages, and then those that wait, due a minute ago."""
+    columns = (
+        "destination, lane, key, payload, digest, size, file_bytes, files, state, attempt, "
+        "created_at, due_at, scheduled, clock_plausible, finished_at"
+    )
+    payload = '\'{"assetId":"turbine-7","time":1579580182824,"events":{"crack":{"text":"\' || {x} || \'"}}}\''
+    if ground.kind == "sqlite":
+        ago, series = (
+            "strftime('%Y-%m-%d %H:%M:%f', 'now', '{} seconds') || '000'",
+            ("(WITH RECURSIVE s(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM s WHERE n < {last}) SELECT n FROM s)"),
+        )
+        x, yes, no = "'" + "x" * 200 + "'", "1", "0"
+    else:
+        ago, series = "now() + interval '{} seconds'", "generate_series({first}, {last}) AS s(n)"
+        x, yes, no = "repeat('x', 200)", "true", "false"
+    with ground.engine.begin() as connection:
+        for state, first, last in (("delivered", 1, DELIVERED), ("pending", DELIVERED + 1, DELIVERED + PENDING)):
+            for begin in range(first, last + 1, 500_000):
+                rows = series.format(first=begin, last=min(last, begin + 499_999))
+                over = ago.format(-86400) if state == "delivered" else "NULL"
+                at, tried = ago.format(-60), int(state == "delivered")
+                values = f"'{NAME}', 'normal', 'k' || n, {payload.format(x=x)}, '{'d' * 64}', 300, 0, 0, '{state}', {tried}, "
+                values += f"{at}, {at}, {no}, {yes}, {over}"
+                connection.exec_driver_sql(f"INSERT INTO outbox_message ({columns}) SELECT {values} FROM {rows}")
+    if ground.kind == "postgresql":
+        with ground.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE outbox_message")
+            connection.exec_driver_sql("CHECKPOINT")
+    else:
+        ground.outbox.database.checkpoint(shrink=True)
+
+
+def _claim_once(loop: Loop) -> float:
+    """Milliseconds of one claim of a batch; it is recorded afterwards."""
+    dispatcher = loop._dispatcher  # noqa: SLF001 (a claim by itself is part of a turn)
+    began = time.perf_counter()
+    (batch,) = dispatcher._claim(NAME, [LANES])  # noqa: SLF001
+    took = time.perf_counter() - began
+    assert batch is not None
+    assert len(batch.messages) == BATCH
+    from outbox.verdict import Delivered, Facts, Result
+
+    result = Result(batch.delivery, batch.worker, NAME, batch.messages, BATCH, Delivered(Facts(200)), trace_id=None)
+    dispatcher._write(result)  # noqa: SLF001
+    return took * 1000
+
+
+def _claim_flat(kind: Kind) -> Iterator[Figure]:
+    with Ground(kind) as few, Ground(kind) as many:
+        _fill_up(many)
+        few.fill(FEW)
+        if kind == "postgresql":
+            with few.engine.begin() as connection:
+                connection.execute(sa.text("ANALYZE outbox_message"))
+        few_loop, many_loop = Loop(few), Loop(many)
+        pairs = []
+        for number in range(8):
+            here = statistics.median(_claim_once(few_loop) for _ in range(12))
+            there = statistics.median(_claim_once(many_loop) for _ in range(12))
+            if number:  # the first one is for getting warm
+                pairs.append((there, here))
+        yield ratios(
+            f"claim_flat_{'pg' if kind == 'postgresql' else kind}",
+            pairs,
+            Target(1.5, 1.2, "lower"),
+            what=f"p50 of a claim of 100, beside {PENDING:,} pending and {DELIVERED:,} delivered",
+            against=f"the same with {FEW:,} pending",
+            unit="ms",
+            database=kind,
+        )
+
+
+@benchmark("claim_flat_sqlite", "a claim beside a million pending and five million delivered messages, and beside ten thousand")
+def claim_flat_sqlite() -> Iterator[Figure]:
+    yield from _claim_flat("sqlite")
+
+
+@benchmark("claim_flat_pg", "the same on Postgres")
+def claim_flat_pg() -> Iterator[Figure]:
+    yield from _claim_flat("postgresql")
+
+
+#: Seconds that a transaction stays open elsewhere, and how long it is looked at before.
+HOLD, BEFORE = float(os.environ.get("BENCH_HOLD", "60")), 10.0
+
+
+@benchmark("xmin_hold", "draining at the end of a minute in which a transaction stood open elsewhere, as a part of before")
+def xmin_hold() -> Iterator[Figure]:
+    with Ground("postgresql") as ground:
+        loop = Loop(ground)
+        stop = threading.Event()
+        ground.fill(2000)
+
+        def produce() -> None:
+            while not stop.is_set():
+                if ground.scalar("SELECT count(*) FROM outbox_message WHERE state = 'pending'") < 1500:
+                    ground.fill(1000)
+                else:
+                    time.sleep(0.002)
+
+        producer = threading.Thread(target=produce, name="producer")
+        producer.start()
+
+        def rates(seconds: float) -> list[float]:
+            """Messages a second, of each 5 seconds."""
+            found = []
+            ends = time.perf_counter() + seconds
+            while (began := time.perf_counter()) < ends:
+                moved = 0
+                while time.perf_counter() - began < 5:
+                    moved += loop.turn()
+                found.append(moved / (time.perf_counter() - began))
+            return found
+
+        try:
+            rates(3.0)
+            before = rates(BEFORE)
+            with ground.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+                connection.execute(sa.text("SELECT count(*) FROM outbox_worker"))
+                held = rates(HOLD)
+        finally:
+            stop.set()
+            producer.join()
+        ends = held[-2:]
+        yield ratios(
+            "xmin_hold",
+            [(each, statistics.mean(before)) for each in ends],
+            Target(0.6, 0.85),
+            what=f"claim and record in the last 10 s of {HOLD:.0f} s, while messages are put in",
+            against="the 10 s before the transaction began",
+            unit="messages/s",
+            database="postgresql",
+        )
+
+
+@benchmark("fleet", "messages that 4 and 16 workers, each a process, claim and record on Postgres, as a multiple of one")
+def fleet() -> Iterator[Figure]:
+    with Ground("postgresql") as ground:
+        for workers in (4, 16):
+            pairs = []
+            for number in range(5):
+                alone, together = _fleet(ground, 1), _fleet(ground, workers)
+                if number:
+                    pairs.append((together, alone))
+            yield ratios(
+                f"fleet_{workers}",
+                pairs,
+                Target(1.3, 1.6),
+                what=f"{workers} processes that claim and record batches of 100 without HTTP",
+                against="one process",
+                unit="messages/s",
+                database="postgresql",
+            )
+
+
+def _fleet(ground: Ground, workers: int, messages: int = 20_000) -> float:
+    """Messages a second of so many processes, from the moment that all are ready."""
+    emptied(ground)
+    ground.fill(messages)
+    with ground.engine.begin() as connection:
+        connection.execute(sa.text("ANALYZE outbox_message"))
+    command = [sys.executable, "-m", "bench.figures.claiming", ground.url]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(workers)
+    ]
+    for each in processes:
+        assert each.stdout is not None
+        assert each.stdout.readline().strip() == "ready"
+    for each in processes:
+        assert each.stdin is not None
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    for each in processes:
+        each.communicate()
+    began, ended = (
+        ground.scalar("SELECT min(started_at) FROM outbox_delivery"),
+        ground.scalar("SELECT max(finished_at) FROM outbox_delivery"),
+    )
+    assert ground.scalar("SELECT count(*) FROM outbox_message WHERE state = 'delivered'") == messages
+    return messages / float((ended - began).total_seconds())
+
+
+def main(url: str) -> None:
+    """One worker of a fleet."""
+    with Ground("postgresql", Policy(), url=url) as ground:
+        loop = Loop(ground)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        while loop.turn():
+            pass
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,57 @@
+"""What is sent, what comes back, and whoever carries it: as destinations speak of it, and producers need no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
+
+from outbox.addresses import Reach
+from outbox.multipart import Part
+
+#: Bytes of an answer that are read, after decompression; the rest is not worth a wait.
+ANSWER_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What to send: where to, with which headers, and the parts of the form."""
+
+    url: str
+    parts: Sequence[Part]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: HTTP status, headers in lower case, and at most ANSWER_LIMIT bytes of body.
+
+    `whole` is False when there was more of it. `sent_whole` is False when the answer came before the request's last byte went
+    out: such an answer can refuse, but never confirm.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    whole: bool = True
+    sent_whole: bool = True
+
+
+class Transport(Protocol):
+    """Sends one request and reads one answer, within a deadline in seconds, following no redirect and repeating nothing.
+
+    Raises NotSent when the declared length did not go out in full, NoAnswer when it did and no complete answer came back, and
+    FileMissing or FileChanged, before the request is complete, when a spooled file is not what was enqueued.
+    """
+
+    def send(self, upload: Upload, open_file: Callable[[str], BinaryIO], deadline: float, connect: float) -> Answer:
+        """Post a form."""
+
+    def post_json(self, url: str, body: bytes, deadline: float, connect: float) -> Answer:
+        """Post a small JSON document: what a token service takes."""
+
+    def cut(self) -> None:
+        """Break off every request in hand, now; those that follow are refused."""
+
+    def within(self, reach: Reach) -> Transport:
+        """The same, for requests that may go to these addresses alone: any other ends as NotSent before a byte goes out."""

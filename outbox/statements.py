@@ -1,0 +1,84 @@
+"""Statements that every message meets, compiled once; and sets of rows that travel in them as one value.
+
+SQLAlchemy looks each time whether it knows a statement already, and that takes longer than the database does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BindParameter, Column, Connection, CursorResult, Dialect, bindparam
+from sqlalchemy.sql.compiler import SQLCompiler
+
+#: An instant in UTC, as SQLite keeps it; with the zone behind it for whoever must be told.
+_INSTANT = "%Y-%m-%d %H:%M:%S.%f+00:00"
+
+
+class Ready:
+    """A statement of ours as the driver takes it, compiled when a dialect first meets it.
+
+    `build` makes it for a connection. Its parameters are `bindparam`s of which each has a name, or constants.
+    """
+
+    def __init__(self, build: Callable[[Connection], Any]) -> None:
+        self._build = build
+        self._plans: dict[tuple[str, str, str], _Plan] = {}
+
+    def run(self, connection: Connection, values: dict[str, Any]) -> CursorResult[Any]:
+        """Execute it; what comes back is as the driver has it: `read_instant` reads its instants."""
+        plan = self._plan(connection)
+        return connection.exec_driver_sql(plan.text, plan.parameters(values))
+
+    def _plan(self, connection: Connection) -> _Plan:
+        dialect = connection.dialect
+        which = (dialect.name, dialect.driver, dialect.paramstyle)
+        plan = self._plans.get(which)
+        if plan is None:
+            plan = self._plans[which] = _Plan(self._build(connection), dialect)
+        return plan
+
+
+class _Plan:
+    """A statement in the words of one driver, and what its values go through on the way there and back."""
+
+    def __init__(self, statement: Any, dialect: Dialect) -> None:
+        compiled: SQLCompiler = statement.compile(dialect=dialect)
+        self.text = str(compiled)
+        self._order = list(compiled.positiontup or ()) if compiled.positional else None
+        made = {name: each.type.dialect_impl(dialect).bind_processor(dialect) for name, each in compiled.binds.items()}
+        self._writers = [(name, write) for name, write in made.items() if write is not None]
+        self._constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
+
+    def parameters(self, values: dict[str, Any]) -> Any:
+        """The values as the driver takes them: in its order, or by name."""
+        known = {**self._constants, **values}
+        last = written = None
+        for name, write in self._writers:
+            if (value := known[name]) is not None:
+                if value is not last:  # a message is mostly due when it is enqueued
+                    last, written = value, write(value)
+                known[name] = written
+        return known if self._order is None else tuple([known[name] for name in self._order])
+
+
+def parameter(column: Column[Any], name: str | None = None) -> BindParameter[Any]:
+    """A value for a column, given under the column's name or another."""
+    return bindparam(name or column.name, type_=column.type)
+
+
+def document(columns: Sequence[Column[Any]], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of plain values and instants as one value that travels in a statement, for `listed` in it to take apart."""
+    names = [each.name for each in columns]
+    return _as_text([dict(zip(names, row, strict=True)) for row in rows])
+
+
+def _written(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime(_INSTANT)
+    raise TypeError(f"cannot travel in a statement: {type(value).__name__}")
+
+
+_as_text = json.JSONEncoder(separators=(",", ":"), default=_written).encode

@@ -1,0 +1,228 @@
+"""Many at once: the same as one after the other, with few statements, and all of them or none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from outbox import Entry, KeyConflict, Lane, Outbox, Refused, State
+from outbox.policy import HANDFUL
+from outbox.store import arriving
+from outbox.tables import attachment, file, head, message, stream
+from tests.factories import NOW, count, event, states
+from tests.story.conftest import Place
+
+PHOTO = {"photo": b"bytes of a photo"}
+
+
+@pytest.fixture
+def outbox(place: Place) -> Outbox:
+    return place.outbox()
+
+
+def rows(place: Place, *names: str) -> list[tuple[Any, ...]]:
+    with place.database.read() as connection:
+        found = connection.execute(sa.select(*(message.c[name] for name in names)).order_by(message.c.id))
+        return [tuple(row) for row in found]
+
+
+def test_payloads_become_messages_in_their_order(place: Place, outbox: Outbox) -> None:
+    given = [event(f"turbine-{number}") for number in range(3)]
+
+    with Session(place.engine) as session, session.begin():
+        enqueued = outbox.enqueue_many(session, "enos", given)
+
+    assert [(each.new, each.state) for each in enqueued] == [(True, State.PENDING)] * 3
+    payloads = dict(rows(place, "id", "payload"))
+    assert [f"turbine-{number}" in payloads[each.id] for number, each in enumerate(enqueued)] == [True] * 3
+
+
+def test_a_row_is_what_enqueue_would_have_made_of_it(place: Place) -> None:
+    outbox = place.outbox(clock=place.clock)
+    soon, later = NOW + timedelta(hours=1), NOW + timedelta(days=1)
+    options: dict[str, Any] = {"due_at": soon, "expires_at": later, "lane": "bulk", "files": PHOTO}
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    with place.engine.begin() as connection:
+        outbox.enqueue(connection, "enos", event("é", "photo"), key="one", traceparent=trace, **options)
+        entry = Entry(event("é", "photo"), key="many", traceparent=trace, **options)
+        outbox.enqueue_many(connection, "enos", [entry, event("other")])
+
+    with place.database.read() as connection:
+        one, many, _ = connection.execute(sa.select(message).order_by(message.c.id)).mappings()
+    itself = {"id", "key"}
+    assert {name: many[name] for name in many if name not in itself} == {name: one[name] for name in one if name not in itself}
+    assert (soon, later, Lane.BULK, 1) == (many["due_at"], many["expires_at"], many["lane"], many["files"])
+
+
+def test_a_generator_of_many_is_taken_a_handful_at_a_time(place: Place, outbox: Outbox) -> None:
+    statements: list[str] = []
+    sa.event.listen(place.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    taken = itertools.count()
+
+    def generate() -> Iterator[dict[str, Any]]:
+        for _ in range(3 * HANDFUL):
+            written = sum("INSERT INTO outbox_message" in each for each in statements)
+            assert next(taken) < (written + 1) * HANDFUL
+            yield event()
+
+    with place.engine.begin() as connection:
+        enqueued = outbox.enqueue_many(connection, "enos", generate())
+
+    assert 3 * HANDFUL == len({each.id for each in enqueued}) == count(place.database, message)
+    assert sum("INSERT INTO outbox_message" in each for each in statements) == 3
+
+
+def test_nothing_to_enqueue_is_nothing_done(place: Place, outbox: Outbox) -> None:
+    with place.engine.begin() as connection:
+        assert [] == outbox.enqueue_many(connection, "enos", [])
+
+    assert {} == states(place.database)
+
+
+def test_a_key_that_is_there_already_says_so(place: Place, outbox: Outbox) -> None:
+    first = place.enqueue(outbox, "a")
+
+    with place.engine.begin() as connection:
+        enqueued = outbox.enqueue_many(connection, "enos", [Entry(event("b"), key="b"), Entry(event("a"), key="a")])
+
+    assert [True, False] == [each.new for each in enqueued]
+    assert enqueued[1].id == first
+    assert {"a": State.PENDING, "b": State.PENDING} == states(place.database)
+
+
+def test_of_a_key_that_is_given_twice_the_first_is_made(place: Place, outbox: Outbox) -> None:
+    with place.engine.begin() as connection:
+        enqueued = outbox.enqueue_many(
+            connection,
+            "enos",
+            [Entry(event("a", "photo"), key="a", files=PHOTO), Entry(event("a", "photo"), key="a", files=PHOTO)],
+        )
+
+    assert [True, False] == [each.new for each in enqueued]
+    assert enqueued[0].id == enqueued[1].id
+    assert 1 == count(place.database, file) == count(place.database, attachment) == len(place.spooled())
+
+
+def test_every_fault_of_every_message_is_told_with_its_place(place: Place, outbox: Outbox) -> None:
+    bad = {"assetId": "", "time": "now", "events": {"crack": {}}}
+
+    with place.engine.begin() as connection, pytest.raises(Refused) as refused:
+        outbox.enqueue_many(connection, "enos", [event(), bad, Entry(event(), key="")])
+
+    assert {"messages[1].assetId", "messages[1].time", "messages[2].key"} == {each.path for each in refused.value.faults}
+    assert {} == states(place.database)
+
+
+def test_a_fault_far_behind_leaves_nothing_although_the_caller_commits(place: Place, outbox: Outbox) -> None:
+    given = [Entry(event(f"{number}", "photo"), files=PHOTO) if number < 2 else event() for number in range(HANDFUL + 5)]
+
+    with place.engine.begin() as connection:
+        with pytest.raises(Refused, match=rf"messages\[{HANDFUL + 5}\]"):
+            outbox.enqueue_many(connection, "enos", [*given, {"assetId": "a"}])
+        kept = outbox.enqueue(connection, "enos", event("kept"), key="kept")
+
+    assert {"kept": State.PENDING} == states(place.database)
+    assert [(kept.id,)] == rows(place, "id")
+    assert 0 == count(place.database, attachment)
+
+
+def test_a_generator_that_fails_leaves_nothing(place: Place, outbox: Outbox) -> None:
+    def generate() -> Iterator[dict[str, Any]]:
+        for _ in range(HANDFUL + 1):
+            yield event()
+        raise LookupError("the sensor is gone")
+
+    with place.engine.begin() as connection, pytest.raises(LookupError):
+        outbox.enqueue_many(connection, "enos", generate())
+
+    assert {} == states(place.database)
+
+
+def test_a_conflict_leaves_nothing_of_the_others(place: Place, outbox: Outbox) -> None:
+    place.enqueue(outbox, "a")
+    given = [Entry(event("b", "photo"), key="b", files=PHOTO), Entry(event("a", severity=4), key="a")]
+
+    with place.engine.begin() as connection, pytest.raises(KeyConflict):
+        outbox.enqueue_many(connection, "enos", given)
+
+    assert {"a": State.PENDING} == states(place.database)
+    assert [] == place.spooled()
+
+
+def test_streams_number_theirs_in_the_order_they_are_given(place: Place, outbox: Outbox) -> None:
+    place.enqueue(outbox, "before", ordering_key="pump")
+    keys = ["pump", "fan", "pump", "fan", "pump"]
+    given = [Entry(event(each), key=f"{number}", ordering_key=each) for number, each in enumerate(keys)]
+
+    with place.engine.begin() as connection:
+        outbox.enqueue_many(connection, "enos", given)
+
+    with place.database.read() as connection:
+        placed = connection.execute(
+            sa.select(message.c.key, stream.c.ordering_key, message.c.stream_number).join(stream).order_by(message.c.key)
+        )
+        found = [tuple(row) for row in placed]
+        heads = connection.execute(sa.select(sa.func.count()).select_from(head).where(head.c.due_at.is_not(None))).scalar()
+    assert [
+        ("0", "pump", 2),
+        ("1", "fan", 1),
+        ("2", "pump", 3),
+        ("3", "fan", 2),
+        ("4", "pump", 4),
+        ("before", "pump", 1),
+    ] == found
+    assert heads == 2
+
+
+def test_what_is_enqueued_together_is_delivered(place: Place, outbox: Outbox) -> None:
+    given = [
+        Entry(event("one", "photo"), key="one", files=PHOTO),
+        Entry(event("two"), key="two", ordering_key="pump"),
+        Entry(event("three"), key="three", ordering_key="pump"),
+        Entry(event("four"), key="four", ordering_key="fan", ordered=False),
+    ]
+    with place.engine.begin() as connection:
+        outbox.enqueue_many(connection, "enos", given)
+    for each in given:
+        place.acknowledge(str(each.key), PHOTO if each.files else None)
+
+    hand = place.hand(outbox)
+    while hand.turn():
+        pass
+
+    assert {State.DELIVERED} == set(states(place.database).values())
+    place.check()
+
+
+def test_a_file_spooled_ahead_serves_several(place: Place, outbox: Outbox) -> None:
+    ahead = outbox.spool(b"bytes of a photo")
+    given = [Entry(event(f"{number}", "photo"), files={"photo": ahead}) for number in range(3)]
+
+    with place.engine.begin() as connection:
+        outbox.enqueue_many(connection, "enos", given)
+
+    assert (3, 1) == (count(place.database, attachment), count(place.database, file))
+
+
+def test_producers_that_share_streams_do_not_deadlock(postgres_place: Place) -> None:
+    """They take them in the same order, whatever theirs is."""
+    outbox = postgres_place.outbox()
+    order: list[str] = []
+    real = arriving.next_in_stream
+
+    def noted(connection: sa.Connection, new: arriving.NewMessage, ordering_key: str, *given: int) -> tuple[int, int]:
+        order.append(ordering_key)
+        return real(connection, new, ordering_key, *given)
+
+    with pytest.MonkeyPatch.context() as between, postgres_place.engine.begin() as connection:
+        between.setattr(arriving, "next_in_stream", noted)
+        outbox.enqueue_many(connection, "enos", [Entry(event(), ordering_key=each) for each in ("c", "a", "b", "a")])
+
+    assert ["a", "b", "c"] == order
