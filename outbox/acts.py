@@ -13,8 +13,9 @@ from typing import NamedTuple, assert_never
 from sqlalchemy import Connection
 
 from outbox.ambient import Ambient
-from outbox.database import Database
+from outbox.database import Database, nudge_at_commit
 from outbox.model import Selection
+from outbox.nudging import ANY
 from outbox.policy import HANDFUL
 from outbox.store import acting, purging, shares, streams
 from outbox.store.acting import Action, Candidate, Page, Window
@@ -282,6 +283,8 @@ class Act:
             position = handful[-1].id
             later = {each.stream_id for each in handful if each.stream_id is not None} & (chosen.held | self._walk.held)
         acting.advance(connection, act_id, done, position)
+        if done:
+            nudge_at_commit(connection, ANY)
         return _Did(handful, done, messages + done, later, files)
 
     def _do(self, connection: Connection, chosen: acting.Chosen, now: datetime) -> tuple[int, set[int], int]:

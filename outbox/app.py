@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, scoped_session
 from outbox import entering, intake
 from outbox.ambient import Ambient
 from outbox.care import Care
-from outbox.database import Database, in_our_words, missing_tables, not_power_safe
+from outbox.database import Database, in_our_words, missing_tables, not_power_safe, nudge_at_commit
 from outbox.destinations.base import Destination
 from outbox.errors import (
     NO_SCHEMA,
@@ -63,7 +63,8 @@ class Outbox(Operations, Explaining, Views):
     happens when a caller's connection would lose a commit at a power cut: "warn" once, "strict" refuses, "ignore" is for tests.
     `retention` says how long what is over is kept. `quota` is how many bytes of files the spool may hold. `reserve` is how many
     bytes of a disk producers leave alone, and the length of the file beside a SQLite database that a worker gives back when it
-    is full.
+    is full. `nudge` is whether an enqueue wakes idle workers, and workers wait for that; without, they look twice a second.
+    On Postgres it is a NOTIFY, which rules out commits in two phases (PREPARE TRANSACTION).
 
     Making one opens nothing: not the database, not the spool, not the network.
     """
@@ -79,6 +80,7 @@ class Outbox(Operations, Explaining, Views):
         retention: Retention | None = None,
         quota: int | None = None,
         reserve: int = RESERVE,
+        nudge: bool = True,
         ambient: Ambient | None = None,
     ) -> None:
         self.database = Database(database)
@@ -101,6 +103,7 @@ class Outbox(Operations, Explaining, Views):
         if reserve < 0:
             raise ConfigurationError(f"expected reserve to be a number of bytes of at least 0, got {reserve}")
         self.quota = quota
+        self.nudge = nudge
         self.retention = retention or Retention()
         self.room = Room(self.database, self.spool_store, quota, reserve)
         self.marks = Marking(self.database, self.spool_store, self.ambient)
@@ -280,6 +283,8 @@ class Outbox(Operations, Explaining, Views):
             self._mind_durability(connection)
             self.room.admit_inside(connection, text)
             entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id)
+            if self.nudge and any(each.enqueued.new for each in entered):
+                nudge_at_commit(connection, target.name)
         except DBAPIError as error:
             self._drop_fresh(arrivals)
             if missing_tables(error):

@@ -16,9 +16,10 @@ from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.limits import Bucket, drawn, fill, has_room, learned_limit, refill_wait, refilled
 from outbox.model import Batch, Lane
-from outbox.patience import Passage, after_probe_began, passage
+from outbox.patience import Passage, Stop, after_probe_began, passage
 from outbox.policy import HANDFUL, Policy
-from outbox.store import breaker, claiming, streams
+from outbox.store import ahead, breaker, claiming, streams
+from outbox.store.ahead import Ahead, Next
 from outbox.store.breaker import Standing
 from outbox.store.claiming import THE_BEGINNING, Outlook, Start, Waiting
 from outbox.timekeeping import SKEW, Timekeeper, When, plausible
@@ -40,6 +41,28 @@ class _Far:
     instant: datetime | None
     looked_at: float
     wall: datetime
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What some lanes of a destination have for a worker: something that can be claimed now, or after so many seconds."""
+
+    due: bool = False
+    wait: float = math.inf
+    held: bool = False  #: something is due, and held up by what nobody can tell the end of
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """What comes next for a destination, and in how many seconds the time of a message is over, whosever it is."""
+
+    ordinary: Prospect
+    large: Prospect
+    expires_in: float = math.inf
+
+
+#: Of a destination that has no row: a claim will find out.
+_UNKNOWN = Horizon(Prospect(due=True), Prospect(due=True))
 
 
 class _Queues:
@@ -136,6 +159,53 @@ class Claims:
             if not claiming.anything_due(connection, name, lanes, when):
                 return False
             return self._admitted(connection, name, lanes, seen, when.now) is not None
+
+    def look_ahead(self, names: Sequence[str]) -> dict[str, Horizon]:
+        """What can be claimed for each of these destinations, or when there may be something; reads only."""
+        with self._database.read() as connection:
+            whens = {name: self.when(name) for name in names}
+            found = ahead.look(connection, whens)
+            waiting = [name for name, each in found.items() if each.ordinary.comes_at or each.large.comes_at]
+            for name in waiting:
+                # What waits may wait for an instant that a wrong clock has said.
+                seen = self._look_far(connection, name)
+                if seen.beyond != whens[name].beyond:
+                    found |= ahead.look(connection, {name: seen})
+                    whens[name] = seen
+            return {name: self._horizon(connection, name, found.get(name), whens[name]) for name in names}
+
+    def _horizon(self, connection: Connection, name: str, found: Ahead | None, when: When) -> Horizon:
+        if found is None:
+            return _UNKNOWN
+        expires_in = math.inf if found.expires_at is None else (found.expires_at - when.chosen).total_seconds()
+        seen = found.standing
+        allowed = self._passage(connection, name, seen, when) if found.ordinary.due or found.large.due else Passage.FREE
+        if allowed is Passage.NONE:
+            passes = Prospect()
+            if seen.breaker.stop is not Stop.PAUSE:
+                until = seen.breaker.open_until
+                patient = until is not None and until > when.invented
+                passes = Prospect(wait=(until - when.invented).total_seconds()) if until and patient else Prospect(held=True)
+            return Horizon(passes, passes, expires_in)
+        ordinary = self._prospect(connection, name, ahead.ORDINARY, found.ordinary, seen, when)
+        large = self._prospect(connection, name, ahead.LARGE, found.large, seen, when)
+        if allowed is Passage.PROBE and ordinary.due:
+            large = Prospect()  # one message probes, and a small one first
+        return Horizon(ordinary, large, expires_in)
+
+    def _prospect(
+        self, connection: Connection, name: str, lanes: Sequence[Lane], found: Next, seen: Standing, when: When
+    ) -> Prospect:
+        if found.due:
+            if self._admitted(connection, name, lanes, seen, when.now) is not None:
+                return Prospect(due=True)
+            wait = self.wait_for_rate(name)
+            return Prospect(held=True) if wait is None else Prospect(wait=wait)
+        if found.comes_at is None:
+            return Prospect()
+        if when.chosen != when.invented:
+            return Prospect(held=True)  # which of two times is true nobody can tell
+        return Prospect(wait=max(0.0, (found.comes_at - when.invented).total_seconds()))
 
     def claim(self, connection: Connection, name: str, lanes: Sequence[Lane]) -> Batch | None:
         """The next batch of the first lane that has one, claimed. Raises WorkerGone."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from sqlalchemy import (
     JSON,
     URL,
     Column,
+    ColumnElement,
     Connection,
     Engine,
     FromClause,
@@ -34,10 +35,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import NullPool, QueuePool
 
+from outbox import nudging
 from outbox.ambient import uuid7
 from outbox.errors import ConfigurationError, DatabaseDamaged, OutOfRoom, SchemaError
+from outbox.nudging import FileNudges, Nudges, ServerNudges
 from outbox.secret import remember
 from outbox.tables import Instant
 from outbox.waiting import comes_free, look_often
@@ -61,6 +64,8 @@ _ASKED_OF_SESSION = _ASKED.format(seconds=_IDLE_TIMEOUT, only_now="false")
 _ASKED_OF_TRANSACTION = _ASKED.format(seconds=_IDLE_TIMEOUT, only_now="true")
 #: What a connection of the driver's remembers: that a pooler stands between it and the server.
 _POOLED = "outbox.pooled"
+#: And which destinations a Postgres transaction has notified of, with the transaction.
+_NOTIFIED = "outbox.notified"
 #: Workers checkpoint far more often than this; it only bounds the WAL (about 80 MB) while none is running. SQLite before
 #: 3.51.3 can lose a race between two checkpointers, so in the normal course of things there is only one.
 _AUTOCHECKPOINT_PAGES = 20_000
@@ -296,6 +301,12 @@ def _set_sessions_up(engine: Engine) -> None:
             connection.exec_driver_sql(_ASKED_OF_TRANSACTION)
 
 
+def _is_pooled(connection: Connection) -> bool:
+    """Whether a pooler stands between a connection that we did not make and the server."""
+    served_by = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    return _promised_pid(connection.connection.dbapi_connection) not in (None, served_by)
+
+
 def _promised_pid(connection: Any) -> int | None:
     """The process that serves a connection, as it was told when it was made; a pooler has to make that up."""
     return getattr(getattr(connection, "info", None), "backend_pid", None)
@@ -342,6 +353,7 @@ class Database:
             # what was committed while one was waited for.
             self._lent = given.execution_options(isolation_level="READ COMMITTED")
         self._url = given.url if isinstance(given, Engine) else parsed(given)
+        self._path = _path_of(self._url)
         for each in (self._url.password, *(value for name, value in self._url.query.items() if "password" in name)):
             if each is not None:
                 remember(str(each), lasting=True)
@@ -368,6 +380,7 @@ class Database:
                 if self._engine is None:
                     self._engine = self._lent or connect(self._url)
                     self._reader = _reading(self._engine)
+                    nudging.is_ours(self._engine)
         return self._engine
 
     def create(self) -> None:
@@ -385,7 +398,9 @@ class Database:
         """
         with self._watched(), self.engine.begin() as connection:
             self._same_file()
+            known = connection.info
             yield connection
+        nudging.tell(known, self._path)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -501,8 +516,41 @@ class Database:
     @property
     def path(self) -> Path | None:
         """The file of a SQLite database; None elsewhere."""
-        name = self._url.database
-        return Path(name).absolute() if self.kind == "sqlite" and name and not name.startswith("file:") else None
+        return None if self._path is None else Path(self._path)
+
+    def nudges(self) -> Nudges | None:
+        """Where to wait for nudges; None where none can come. Whoever waits there closes it."""
+        if self.kind == "postgresql":
+            engine = self.engine
+            listens = engine.dialect.driver == "psycopg" and isinstance(engine.pool, QueuePool | NullPool)
+            return ServerNudges(lambda: self._listener(engine)) if listens else None
+        return None if self._path is None else FileNudges(self._path, self._written_by_others)
+
+    def _written_by_others(self) -> tuple[int, int]:
+        """Another value whenever somebody else has written, as the connection sees it that does our writing."""
+        ours = self.engine.raw_connection()
+        try:
+            driver: Any = ours.dbapi_connection
+            return id(driver), driver.execute("PRAGMA data_version").fetchone()[0]
+        finally:
+            ours.close()
+
+    def _listener(self, engine: Engine) -> tuple[Any, Callable[[], None]] | None:
+        """A connection that is in no pool, and what closes it; None behind a pooler, which gives nobody a session to keep."""
+        connection = engine.connect()
+        try:
+            pooled = connection.info[_POOLED] if _POOLED in connection.info else _is_pooled(connection)
+            connection.rollback()
+            if pooled:
+                connection.close()
+                return None
+            connection.detach()
+            driver: Any = connection.connection.dbapi_connection
+            driver.autocommit = True
+        except BaseException:
+            connection.close()
+            raise
+        return driver, connection.close
 
     @contextmanager
     def inspecting(self) -> Iterator[Engine]:
@@ -546,6 +594,13 @@ class Database:
         return self._url.get_backend_name()
 
 
+def _path_of(url: URL) -> str | None:
+    name = url.database
+    if url.get_backend_name() != "sqlite" or not name or name == ":memory:" or name.startswith("file:"):
+        return None
+    return str(Path(name).absolute())
+
+
 def insert_or_nothing(connection: Connection, table: Table) -> Any:
     """An INSERT that does nothing where a unique row exists already.
 
@@ -559,6 +614,34 @@ def insert_or_update(connection: Connection, table: Table, key: list[str], chang
     """An INSERT that makes `change` where a row with the same `key` columns exists already."""
     dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
     return dialect.insert(table).on_conflict_do_update(index_elements=key, set_=change)
+
+
+def nudge_at_commit(connection: Connection, name: str) -> None:
+    """Let workers know, when this transaction commits, that it has something for a destination. Costs next to nothing.
+
+    On Postgres one statement for each transaction and destination, after which the transaction cannot be prepared for a commit
+    in two phases.
+    """
+    if connection.dialect.name != "postgresql":
+        nudging.mark(connection, lambda: _path_of(connection.engine.url), name)
+        return
+    # What a savepoint took back with it was not said.
+    transaction = connection.get_nested_transaction() or connection.get_transaction()
+    known: dict[str, Any] = connection.info
+    said_in, said = known.get(_NOTIFIED, (None, frozenset()))
+    if said_in is not transaction or name not in said:
+        connection.execute(_NOTIFY, {"name": name})
+        known[_NOTIFIED] = (transaction, {name} if said_in is not transaction else said | {name})
+
+
+def nudging_columns(connection: Connection, name: str) -> tuple[ColumnElement[Any], ...]:
+    """What an INSERT may return so that it nudges by itself, in place of `nudge_at_commit`; nothing where that is no help."""
+    if connection.dialect.name != "postgresql":
+        return ()
+    return (func.pg_notify(nudging.CHANNEL, name).label("nudged"),)
+
+
+_NOTIFY = text("SELECT pg_notify(:channel, :name)").bindparams(channel=nudging.CHANNEL)
 
 
 def listed(connection: Connection, name: str, columns: Sequence[Column[Any]]) -> FromClause:

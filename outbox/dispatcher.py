@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import blame
 from outbox.ambient import Ambient
-from outbox.claims import Claims, WorkerGone
+from outbox.claims import Claims, Horizon, WorkerGone
 from outbox.counting import counted
 from outbox.database import Database
 from outbox.destinations.base import Destination
@@ -120,6 +120,10 @@ class Dispatcher:
             case _:
                 return False
 
+    def look_ahead(self, names: Sequence[str]) -> dict[str, Horizon]:
+        """What there is to do for each of these destinations, now or later; reads only."""
+        return self._claims.look_ahead(names)
+
     def wait_for_rate(self, name: str) -> float | None:
         """Seconds until the destination's rate allows one more request, if that is what holds it up."""
         return self._claims.wait_for_rate(name)
@@ -164,8 +168,9 @@ class Dispatcher:
         """Give up messages whose time is over; returns how many."""
         return self._claims.expire()
 
-    def free_streams(self) -> None:
-        """Free streams and shares that a record could not, because a producer was writing to them."""
+    def free_streams(self) -> int:
+        """Free streams and shares that a record could not, because a producer was writing to them; returns how many, nearly."""
+        freed = 0
         for name, destination in self._destinations.items():
             skip = destination.policy.on_dead == "skip"
             with self._database.read() as connection:
@@ -175,9 +180,10 @@ class Dispatcher:
             if idle:
                 with self._database.begin() as connection:
                     streams.release(connection, idle, self._claims.when(name), skip=skip)
-            self._tell_shares(name)
+            freed += len(idle) + self._tell_shares(name)
+        return freed
 
-    def _tell_shares(self, name: str) -> None:
+    def _tell_shares(self, name: str) -> int:
         with self._lock:
             untold = {each for each in self._untold if each[0] == name}
         if untold:
@@ -185,6 +191,7 @@ class Dispatcher:
                 held = shares.release(connection, {share_id for _, share_id in untold}, self._claims.when(name))
             with self._lock:
                 self._untold -= {each for each in untold if each[1] not in held}
+        return len(untold)
 
     def find_strays(self) -> None:
         """Find shares that were not told of a message: whoever should have told them died, or rolled back."""
@@ -193,6 +200,12 @@ class Dispatcher:
                 found = shares.strayed(connection, name)
             with self._lock:
                 self._untold.update((name, each) for each in found)
+
+    @property
+    def owes(self) -> bool:
+        """Whether shares are still to be told that messages of theirs came back."""
+        with self._lock:
+            return bool(self._untold)
 
     @property
     def holds(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from outbox import secret
 from outbox.acts import Act, Begun
 from outbox.ambient import Ambient
-from outbox.database import Database
+from outbox.database import Database, nudge_at_commit
 from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, Fault, Refused, UnknownDestination
 from outbox.intake import KEY_LIMIT
@@ -90,6 +90,7 @@ class Operations:
             if changed:
                 what = f"destination {name}" + (f"; ordering key {ordering_key}" if ordering_key else "")
                 acting.note(connection, now, by, "resume", what)
+                nudge_at_commit(connection, name)
         return changed
 
     def stop_workers(self, by: str, ids: Collection[str] | None = None) -> list[str]:

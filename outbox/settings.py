@@ -178,6 +178,7 @@ class Settings(BaseSettings):
     durability: Literal["warn", "strict", "ignore"] = "warn"
     quota: SomeSize | None = None
     reserve: Size = RESERVE
+    nudge: bool = True
     retention: RetentionSettings = RetentionSettings()
     destinations: dict[str, DestinationSettings] = {}
     worker: WorkerSettings = WorkerSettings()
@@ -266,6 +267,7 @@ def build(settings: Settings, folder: Path) -> Outbox:
         durability=settings.durability,
         quota=settings.quota,
         reserve=settings.reserve,
+        nudge=settings.nudge,
         retention=_retention(settings.retention),
     )
 
@@ -366,6 +368,10 @@ spool = "spool"
 # quota = "20 GiB"
 # What is kept free on the disks of spool and database for finishing what is there when the rest is full.
 # reserve = "16 MiB"
+
+# Whether an enqueue wakes idle workers. Say false here and to the producers if they commit in two phases on Postgres
+# (PREPARE TRANSACTION does not go with NOTIFY), or very many of them at a time: workers look twice a second then.
+# nudge = true
 
 [retention] # how long what is over is kept: 12h, 7d or "forever"; a key is remembered as long as its message
 # delivered = "7d" # with "0s" the same key may be enqueued, and delivered, again at once

@@ -1,34 +1,25 @@
-"""The metronome: loops that take turns until told to stop."""
+"""A worker: senders that take turns until told to stop, housekeeping, and the pulse that proves that it is alive."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from apscheduler.executors.pool import ThreadPoolExecutor
-from apscheduler.jobstores.base import JobLookupError
-from apscheduler.jobstores.memory import MemoryJobStore
-from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.date import DateTrigger
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import migrate
 from outbox.app import Outbox
 from outbox.dispatcher import Dispatcher, WorkerGone
 from outbox.errors import ConfigurationError, DatabaseDamaged, OutboxError, OutOfRoom, SpoolError
-from outbox.limits import lane_order
+from outbox.lookout import Lookout
 from outbox.marks import ForeignSpool
-from outbox.model import Lane
-from outbox.policy import GONE_AFTER, HANDFUL, POLL, STOP_GRACE, Policy
+from outbox.metronome import Loop, Metronome
+from outbox.policy import GONE_AFTER, HANDFUL, POLL, STOP_GRACE
 from outbox.presence import Presence
 from outbox.store import breaker, looking
 from outbox.transport import RequestsTransport, Transport
@@ -36,34 +27,18 @@ from outbox.watching import Watcher, Watchers
 
 log = logging.getLogger("outbox.worker")
 
-#: Seconds between two rounds of each kind of housekeeping.
-_CHECKPOINT_EVERY = 10.0
-_FREE_EVERY = 60.0
+#: Seconds between two rounds of each kind of housekeeping; and while nobody has written anything since.
+_CHECKPOINT_EVERY = (10.0, 60.0)
+_FREE_EVERY = (60.0, 60.0)
 _EXPIRE_EVERY = 5.0
-_STRAYS_EVERY = 5.0
-_SWEEP_EVERY = 3600.0
+_STRAYS_EVERY = (5.0, 300.0)
+_SWEEP_EVERY = (3600.0, 3600.0)
 _TIDY_EVERY = 60.0
-_ROOM_EVERY = 5.0
-_OLD_TRANSACTIONS_EVERY = 30.0
+_ROOM_EVERY = (5.0, 30.0)
+_OLD_TRANSACTIONS_EVERY = (30.0, 60.0)
 _LOOK_FOR_SIGNALS = 0.2
-#: Seconds between two looks of a sender at a rate, at least.
-_SHORTEST_WAIT = 0.01
-#: A loop that is this many seconds late was let down by the scheduler, which follows the wall clock.
-_LATE = 1.0
 #: Seconds that one step of the pulse may take, or a loop be late: more than the longest wait for a locked SQLite database.
 STUCK_AFTER = 180.0
-
-
-@dataclass
-class _Loop:
-    """One self-re-arming job of the scheduler: `round` returns the seconds until the next one, None for the usual pause."""
-
-    name: str
-    round: Callable[[], float | None]
-    pause: float
-    due: float = math.inf  #: when it should run next, by the monotonic clock
-    running: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Worker:
@@ -98,7 +73,9 @@ class Worker:
         self._transport = transport or RequestsTransport()
         self._stop = threading.Event()
         self._stop_grace = stop_grace
-        self._presence = Presence(outbox.database, outbox.ambient, gone_after, self.destinations)
+        declared = [outbox.destinations[name] for name in self.destinations]
+        skipping = [each.name for each in declared if each.policy.on_dead == "skip"]
+        self._presence = Presence(outbox.database, outbox.ambient, gone_after, self.destinations, skipping)
         self._identity_lock = threading.Lock()
         self._failing: set[str] = set()
         self._signals = _Signals()
@@ -106,6 +83,11 @@ class Worker:
         self._watcher = Watchers([watcher] if watcher else [])
         self._stuck_after = stuck_after
         self._ticked_at: float | None = None
+        self._ticked = 0  #: the news at the last tick
+        self._moved = False  #: a step of this tick has changed something
+        self._broken: DatabaseDamaged | None = None
+        self._metronome = Metronome(self._stop, self._went_well, self._went_wrong)
+        self._lookout = Lookout(self._metronome, self._stop, poll, lambda: self._presence.seen.others)
         self._dispatcher = Dispatcher(
             outbox.database,
             outbox.spool_store,
@@ -114,20 +96,12 @@ class Worker:
             self._transport,
             lambda: self._presence.id,
             self._stop.is_set,
-            self._watcher,
+            Watchers([self._lookout, self._watcher]),
         )
         self._dispatcher.free_after = outbox.retention.free_after
-        self._poll = poll
-        self._broken: DatabaseDamaged | None = None
-        self._room_loop = _Loop("room", outbox.care.keep_room, _ROOM_EVERY)
-        self._loops = [*self._senders(), *self._housekeeping()]
-        self._threads = ThreadPoolExecutor(len(self._loops))
-        self._scheduler = _Scheduler(
-            jobstores={"default": MemoryJobStore()},
-            executors={"default": self._threads},
-            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
-            timezone=UTC,
-        )
+        self._room_loop = self._lookout.seldom(_ROOM_EVERY, outbox.care.keep_room, "room")
+        senders = self._lookout.serve(self._dispatcher, {each.name: each.policy for each in declared})
+        self._loops: list[Loop] = [*senders, self._lookout.loop, *self._housekeeping()]
         self._pulse = threading.Thread(target=self._keep_pulse, name="outbox-pulse", daemon=True)
 
     def __enter__(self) -> Worker:
@@ -171,9 +145,8 @@ class Worker:
         try:
             self._pulse.start()
             self._ticked_at = time.monotonic()
-            self._scheduler.start()
-            for loop in self._loops:
-                self._arm(loop, 0.0)
+            self._metronome.start(self._loops)
+            self._lookout.listen(self.outbox.database.nudges() if self.outbox.nudge else None)
         except BaseException:
             self.join()
             raise
@@ -203,7 +176,7 @@ class Worker:
             found.append("the pulse has ended")
         elif (silent := now - self._ticked_at) > self._stuck_after + self._presence.look_every:
             found.append(f"the pulse has stood still for {silent:.0f} s, most likely waiting for the database")
-        late = [(loop.name, now - loop.due) for loop in self._loops if not loop.running and now - loop.due > self._stuck_after]
+        late = self._metronome.late(self._stuck_after)
         return [*found, *(f"the loop {name} is {seconds:.0f} s late" for name, seconds in late)]
 
     def join(self) -> None:
@@ -212,15 +185,13 @@ class Worker:
         if self.id and not self._ended:
             self._watcher.stopping()
         ends = time.monotonic() + self._stop_grace
-        while self._sending() and time.monotonic() < ends and not self._signals.insistent:
+        while self._metronome.busy and time.monotonic() < ends and not self._signals.insistent:
             time.sleep(0.02)
-        if self._sending():
+        if self._metronome.busy:
             log.warning("cutting off what is still being sent")
             self._transport.cut()
-        if self._scheduler.running:
-            # It waits for its threads with a lock in its hand, which one that is just arming its loop waits for: so we wait.
-            self._scheduler.shutdown(wait=False)
-            self._threads.shutdown(wait=True)
+        self._metronome.shut_down()
+        self._lookout.close()
         if self._pulse.is_alive():
             self._pulse.join()
         if self._ended or not self.id:
@@ -232,33 +203,30 @@ class Worker:
             self._attempt(step)
         log.info("worker %s has stopped", self.id, extra={"worker_id": self.id})
 
-    def _sending(self) -> bool:
-        return any(loop.running for loop in self._loops)
-
-    def _senders(self) -> list[_Loop]:
-        loops: list[_Loop] = []
-        for name in self.destinations:
-            policy = self.outbox.destinations[name].policy
-            ordinary = [_Sender(self._dispatcher, name, number, policy) for number in range(policy.senders)]
-            large = [_Sender(self._dispatcher, name, None, policy) for _ in range(policy.large_senders)]
-            loops += [_Loop(f"{name}-{place}", sender, self._poll) for place, sender in enumerate((*ordinary, *large))]
-        return loops
-
-    def _housekeeping(self) -> list[_Loop]:
-        def every(seconds: float, chore: Callable[[], int | None], name: str) -> _Loop:
+    def _housekeeping(self) -> list[Loop]:
+        def every(seconds: tuple[float, float], chore: Callable[[], int | None], name: str) -> Loop:
             # A full handful means that there is more: the disk must not fill up while delivery goes well.
-            return _Loop(name, lambda: 0.0 if chore() == HANDFUL else None, seconds)
+            return self._lookout.seldom(seconds, lambda: 0.0 if chore() == HANDFUL else None, name)
 
         return [
             every(_CHECKPOINT_EVERY, self.outbox.database.checkpoint, "checkpoint"),
-            every(_EXPIRE_EVERY, self._dispatcher.expire, "expire"),
+            Loop("expire", self._expire, _EXPIRE_EVERY, _EXPIRE_EVERY),
             every(_STRAYS_EVERY, self._dispatcher.find_strays, "strays"),
             every(_FREE_EVERY, self.outbox.free_files, "free"),
-            _Loop("tidy", self.outbox.care.tidy, _TIDY_EVERY),
+            Loop("tidy", self.outbox.care.tidy, _TIDY_EVERY, _TIDY_EVERY),
             self._room_loop,
             every(_OLD_TRANSACTIONS_EVERY, self.outbox.care.look_for_old_transactions, "transactions"),
             every(_SWEEP_EVERY, self.outbox.sweep, "sweep"),
         ]
+
+    def _expire(self) -> float | None:
+        """Give up messages whose time is over; the last look has told when that may be."""
+        if time.monotonic() < self._lookout.expires_at:
+            return None
+        expired = self._dispatcher.expire()
+        self._lookout.expires_at = math.inf
+        self._lookout.look_now()
+        return 0.0 if expired == HANDFUL else None
 
     def _minded(self, error: SQLAlchemyError | OutboxError) -> bool:
         """Whether an error needs more than another try: a full disk is given room, and a damaged database ends the work."""
@@ -271,70 +239,66 @@ class Worker:
             case OutOfRoom():
                 self.outbox.care.give_way(error)
                 if not self._stop.is_set() and not self._room_loop.running:
-                    self._arm(self._room_loop, 0.0)
+                    self._metronome.arm(self._room_loop, 0.0)
             case ForeignSpool():  # said each time: whoever passes it over loses files
                 log.error("worker %s sweeps nothing: %s", self.id, error, extra={"worker_id": self.id})
             case _:
                 return False
         return True
 
-    def _run(self, loop: _Loop) -> None:
-        """One firing of a loop: round after round while something moves."""
-        with loop.lock:
-            if loop.running or self._stop.is_set():
-                return
-            loop.running = True
-        pause = loop.pause
-        try:
-            while not self._stop.is_set():
-                again = loop.round()
-                self._failing.discard(loop.name)
-                if again is None or again > 0:
-                    pause = loop.pause if again is None else min(again, loop.pause)
-                    break
-        except WorkerGone as gone:
-            self._start_anew(str(gone))
-        except (SQLAlchemyError, OutboxError) as error:
-            if not self._minded(error):
-                # Said once, until it goes well again: a database may be away for a month.
-                grave = logging.DEBUG if loop.name in self._failing else logging.WARNING
-                log.log(grave, "loop %s: %s; it goes on in %s s", loop.name, _brief(error), loop.pause)
-                self._failing.add(loop.name)
-            self._watcher.loop_failed(loop.name)
-        except Exception:
-            log.exception("loop %s failed; it goes on in %s s", loop.name, loop.pause)
-            self._watcher.loop_failed(loop.name)
-        finally:
-            loop.running = False
-            if not self._stop.is_set():
-                self._arm(loop, pause)
+    def _went_well(self, loop: Loop) -> None:
+        self._failing.discard(loop.name)
 
-    def _arm(self, loop: _Loop, pause: float) -> None:
-        """Let a loop fire once, `pause` seconds from now."""
-        loop.due = time.monotonic() + pause
-        when = DateTrigger(datetime.now(UTC) + timedelta(seconds=pause), timezone=UTC)
-        self._scheduler.add_job(self._run, when, [loop], id=loop.name, replace_existing=True)
+    def _went_wrong(self, loop: Loop, error: Exception) -> None:
+        match error:
+            case WorkerGone():
+                self._start_anew(str(error))
+                return
+            case SQLAlchemyError() | OutboxError():
+                if not self._minded(error):
+                    # Said once, until it goes well again: a database may be away for a month.
+                    grave = logging.DEBUG if loop.name in self._failing else logging.WARNING
+                    log.log(grave, "loop %s: %s; it goes on in %s s", loop.name, _brief(error), loop.retry)
+                    self._failing.add(loop.name)
+            case _:
+                log.error("loop %s failed; it goes on in %s s", loop.name, loop.retry, exc_info=error)
+        self._watcher.loop_failed(loop.name)
 
     def _keep_pulse(self) -> None:
         """Beats, rescue, and the watch over the scheduler; by the monotonic clock, on a thread of its own."""
-        steps = (
-            self._beat,
-            self._dispatcher.record_leftovers,
-            self._dispatcher.release_unheld,
-            self._look,
-            self._dispatcher.rescue,
-            self._dispatcher.free_streams,
-        )
         while not self._stop_pulse():
-            for step in steps:  # each by itself: one that fails must not take the others along
+            for step in self._steps():  # each by itself: one that fails must not take the others along
                 self._attempt(step)
-            self._watch()
+            self._metronome.watch()
+
+    def _steps(self) -> Iterator[Callable[[], object]]:
+        """What this tick has to do. Of what is asked of the database, a beat tells whether there is any reason to."""
+        beats, news, holds = self._presence.beats, self._lookout.news, self._dispatcher.holds
+        yield self._beat
+        yield self._dispatcher.record_leftovers
+        self._moved = self._dispatcher.holds < holds
+        declared: list[str] = []
+
+        def look() -> None:
+            declared.extend(self._look())
+
+        yield look
+        seen, beaten = self._presence.seen, self._presence.beats != beats
+        if beaten and seen.unfinished:
+            yield self._dispatcher.release_unheld
+        if (beaten and seen.unfinished) or declared:
+            yield self._dispatcher.rescue
+        if (beaten and seen.stuck) or self._dispatcher.owes or self._ticked != news:
+            yield self._dispatcher.free_streams
+        self._ticked = news
+        if self._moved or self._lookout.unsure:
+            yield self._lookout.look_aside  # on another thread: a beat waits for no look
 
     def _stop_pulse(self) -> bool:
         """Wait for the next beat; beats go on while a stopping worker still finishes a send."""
         if not self._stop.wait(self._presence.look_every):
             return False
-        if self._sending():
+        if self._metronome.busy:
             time.sleep(min(0.05, self._presence.look_every))
             return False
         return True
@@ -343,7 +307,8 @@ class Worker:
         """Take a step of the pulse; what goes wrong is said once, until it goes well again."""
         name = step.__name__.strip("_")
         try:
-            step()
+            if step():
+                self._moved = True
             self._failing.discard(name)
         except WorkerGone as gone:
             self._start_anew(str(gone))
@@ -359,22 +324,18 @@ class Worker:
 
     def _beat(self) -> None:
         identity = self.id
-        alive = self._presence.beat()
+        alive = self._presence.beat(at_rest=self._dispatcher.holds == 0)
         if self._presence.stop_asked and not self._stop.is_set():
             log.info("worker %s was asked to stop, through the database", identity, extra={"worker_id": identity})
             self.stop()
         if not alive:
             raise WorkerGone(identity)
 
-    def _look(self) -> None:
-        for gone in self._presence.look():
+    def _look(self) -> list[str]:
+        declared = self._presence.look()
+        for gone in declared:
             log.warning("worker %s is gone; its claims are taken back", gone, extra={"worker_id": gone})
-
-    def _watch(self) -> None:
-        """Wake loops that the scheduler sleeps over: after a step back of the wall clock it would for as long as the step."""
-        for loop in self._loops:
-            if not loop.running and not self._stop.is_set() and time.monotonic() > loop.due + _LATE:
-                self._arm(loop, 0.0)
+        return declared
 
     def _start_anew(self, gone: str) -> None:
         """Take a new identity, once, however many threads found out that the old one is gone."""
@@ -398,41 +359,6 @@ class Worker:
                 log.warning("cannot look at the database: %s", _brief(error))
             return False
         return not left and self._dispatcher.holds == 0
-
-
-class _Scheduler(BackgroundScheduler):  # type: ignore[misc]  # apscheduler ships no types
-    def remove_job(self, job_id: str, jobstore: str | None = None) -> None:
-        """Take away a job that has fired. While it is being shut down, the library looks for it where it is not."""
-        with contextlib.suppress(JobLookupError):
-            super().remove_job(job_id, jobstore)
-
-
-class _Sender:
-    """The round of a sender: one turn of one destination, in the lanes whose turn it is; without a number, in the large one."""
-
-    def __init__(self, dispatcher: Dispatcher, name: str, number: int | None, policy: Policy) -> None:
-        self._dispatcher = dispatcher
-        self._name = name
-        self._turn = number
-        self._policy = policy
-        self._moved = False
-
-    def __call__(self) -> float | None:
-        if self._turn is None:
-            lanes: tuple[Lane, ...] = (Lane.LARGE,)
-        else:
-            lanes = lane_order(self._turn)
-            self._turn += 1
-        # After a turn that moved something there is most likely more: no need to look first.
-        peek, self._moved = not self._moved, False
-        self._moved = self._dispatcher.turn(self._name, lanes, peek=peek)
-        if self._moved:
-            return 0.0
-        wait = self._dispatcher.wait_for_rate(self._name)
-        if wait is None or self._policy.rate is None:
-            return None
-        # Spread out, so that of many senders not all run for the same request: the bucket keeps what they leave.
-        return _SHORTEST_WAIT + wait + random.random() * self._policy.senders / self._policy.rate
 
 
 class _Signals:

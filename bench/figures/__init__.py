@@ -1,6 +1,6 @@
 """Everything that can be measured, one file for each part of a message's way."""
 
-from bench.figures import claiming, delivering, enqueueing, importing, peers, spooling, uploading
+from bench.figures import claiming, delivering, enqueueing, idling, importing, peers, spooling, uploading, waking
 from bench.harness import REGISTER
 
 __all__ = [
@@ -8,8 +8,10 @@ __all__ = [
     "claiming",
     "delivering",
     "enqueueing",
+    "idling",
     "importing",
     "peers",
     "spooling",
     "uploading",
+    "waking",
 ]

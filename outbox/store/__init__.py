@@ -2,6 +2,7 @@
 
     arriving   enqueue: stream, message, files
     breaker    a destination's row: patience, rate, learned size
+    ahead      what comes next, for whoever waits
     claiming   claim: the oldest due messages become one worker's
     recording  record: what the answer made of them
     streams    where each stream stands, and whose turn it is

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, or_, select, update
 
 from outbox.model import Message
-from outbox.tables import claimed, delivery, message, worker
+from outbox.tables import claimed, delivery, head, message, worker
 
 
 class LeftBehind(NamedTuple):
@@ -20,6 +20,15 @@ class LeftBehind(NamedTuple):
     worker: str
     size: int
     messages: tuple[Message, ...]
+
+
+class Beat(NamedTuple):
+    """What a worker sees with its beat; as a rule nothing is there, and nothing more need be asked."""
+
+    stop_asked: bool  #: somebody asked it to end
+    others: bool = True  #: there are other workers
+    unfinished: bool = True  #: there are unfinished deliveries, anybody's
+    stuck: bool = True  #: there are streams that may wait for somebody to let them go on
 
 
 def register(
@@ -38,10 +47,23 @@ def register(
     connection.execute(insert(worker).values(told | values))
 
 
-def beat(connection: Connection, worker_id: str, now: datetime) -> bool:
-    """Raise a worker's beat; False when it was declared gone."""
-    statement = update(worker).where(worker.c.id == worker_id, worker.c.gone.is_(False))
-    return connection.execute(statement.values(beat=worker.c.beat + 1, beat_at=now)).rowcount == 1
+def beat(connection: Connection, worker_id: str, now: datetime, skipping: Collection[str] = ()) -> Beat | None:
+    """Raise a worker's beat, and look around with the same statement; None when it was declared gone.
+
+    `skipping` are destinations whose streams go on past the dead: one that stands there is stuck.
+    """
+    mine = update(worker).where(worker.c.id == worker_id, worker.c.gone.is_(False))
+    other = worker.alias("other")
+    claimed_by = select(head.c.stream_id).where(head.c.claimed_by.is_not(None))
+    blocked = select(head.c.stream_id).where(head.c.blocked_by.is_not(None), head.c.destination.in_(skipping))
+    looks = (
+        select(other.c.id).where(other.c.gone.is_(False), other.c.id != worker_id).exists().label("others"),
+        select(delivery.c.id).where(delivery.c.finished_at.is_(None)).exists().label("unfinished"),
+        (or_(claimed_by.exists(), blocked.exists()) if skipping else claimed_by.exists()).label("stuck"),
+    )
+    values = {"beat": worker.c.beat + 1, "beat_at": now}
+    row = connection.execute(mine.values(values).returning(worker.c.stop_asked, *looks)).one_or_none()
+    return None if row is None else Beat(*(bool(each) for each in row))
 
 
 def ask_to_stop(connection: Connection, ids: Collection[str] | None = None) -> list[str]:

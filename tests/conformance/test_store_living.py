@@ -12,7 +12,7 @@ from outbox.presence import Presence
 from outbox.store import living
 from outbox.tables import delivery, worker
 from outbox.verdict import Facts
-from tests.factories import NOW, Clock, claim, finish_delivery, join, put, record
+from tests.factories import NOW, Clock, claim, dead, finish_delivery, join, put, record
 
 Reopen = Callable[[], Database]
 
@@ -26,7 +26,7 @@ def test_a_beat_is_raised_until_its_worker_is_gone(database: Database) -> None:
     with database.begin() as connection:
         join(connection, "w1")
 
-        assert [True, True] == [living.beat(connection, "w1", NOW) for _ in range(2)]
+        assert all(living.beat(connection, "w1", NOW) for _ in range(2))
         assert {"w1": 2} == living.beats(connection)
         assert living.declare_gone(connection, "w1", 2)
         assert not living.beat(connection, "w1", NOW)
@@ -47,6 +47,67 @@ def test_of_two_who_declare_a_worker_gone_one_does(database: Database) -> None:
         join(connection, "w1")
 
         assert [True, False] == [living.declare_gone(connection, "w1", 0) for _ in range(2)]
+
+
+def test_a_beat_sees_whether_there_is_a_reason_to_look_further(database: Database) -> None:
+    with database.begin() as connection:
+        join(connection, "w1")
+        alone = living.beat(connection, "w1", NOW)
+        join(connection, "gone")
+        living.leave(connection, "gone")
+        put(connection, ordering_key="pump")
+        after_one_that_left = living.beat(connection, "w1", NOW)
+        join(connection, "w2")
+        living.ask_to_stop(connection, ["w1"])
+        taken = claim(connection, "w2")
+        assert taken is not None
+        busy = living.beat(connection, "w1", NOW)
+        record(connection, taken.delivery, "w2", taken.settled(), NOW)
+        finish_delivery(connection, taken.delivery, Outcome.DELIVERED, Facts(), NOW)
+        done = living.beat(connection, "w1", NOW)
+
+    assert living.Beat(stop_asked=False, others=False, unfinished=False, stuck=False) == alone == after_one_that_left
+    assert living.Beat(stop_asked=True, others=True, unfinished=True, stuck=True) == busy
+    assert living.Beat(stop_asked=True, others=True, unfinished=False, stuck=False) == done
+
+
+@pytest.mark.parametrize(("skipping", "stuck"), [((), False), (("elsewhere",), False), (("enos",), True)])
+def test_a_stream_that_a_dead_message_blocks_is_stuck_only_where_the_dead_are_skipped(
+    database: Database, skipping: tuple[str, ...], stuck: bool
+) -> None:
+    with database.begin() as connection:
+        join(connection, "w1")
+        put(connection, ordering_key="pump")
+        put(connection, ordering_key="pump")
+        taken = claim(connection, "w1")
+        assert taken is not None
+        record(connection, taken.delivery, "w1", {each.id: (each.attempt, dead()) for each in taken.messages}, NOW)
+        finish_delivery(connection, taken.delivery, Outcome.REJECT, Facts(), NOW)
+
+        seen = living.beat(connection, "w1", NOW, skipping)
+
+    assert seen is not None
+    assert stuck is seen.stuck
+
+
+def test_who_is_alone_and_holds_nothing_beats_less_often(database: Database, clock: Clock) -> None:
+    presence = Presence(database, clock.ambient)
+    presence.arrive()
+
+    def beats(seconds: int, *, at_rest: bool) -> int:
+        before = presence.beats
+        for _ in range(2 * seconds):
+            clock.move(0.5)
+            assert presence.beat(at_rest=at_rest)
+        return presence.beats - before
+
+    beats(3, at_rest=True)
+    alone, with_something_in_hand = beats(60, at_rest=True), beats(60, at_rest=False)
+    with database.begin() as connection:
+        join(connection, "w2")
+    beats(5, at_rest=True)
+
+    assert (12, 20, 20) == (alone, with_something_in_hand, beats(60, at_rest=True))
 
 
 def test_a_worker_without_a_row_does_not_beat(database: Database) -> None:

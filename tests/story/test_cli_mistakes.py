@@ -326,8 +326,8 @@ WRONG = {
     "roots: expected a list, got text": 'roots = "/data"',
     "roots.0: expected text, got 1": "roots = [1]",
     "durability: expected 'warn', 'strict' or 'ignore', got 'no'": 'durability = "no"',
-    "retentoin: there is no such setting; known: database, database_password, destinations, durability, quota, reserve, "
-    "retention, roots, spool, worker": "[retentoin]",
+    "retentoin: there is no such setting; known: database, database_password, destinations, durability, nudge, quota, "
+    "reserve, retention, roots, spool, worker": "[retentoin]",
     "worker.pol: there is no such setting; known: gone_after, http, poll, stop_grace": "[worker]\npol = 1",
     "destinations.fax.type: expected 'enos-events', 'enos-measurepoints' or 'enos-attributes', got 'fax'; "
     "destinations.fax.url: is missing": '[destinations.fax]\ntype = "fax"\norg_id = "o"',

@@ -13,7 +13,7 @@ from typing import Any
 import apscheduler.schedulers.base
 import pytest
 
-import outbox.worker
+import outbox.metronome
 from outbox import Ambient, Outbox, Policy, State, Token, Worker
 from outbox.dispatcher import Dispatcher
 from outbox.testing import Receiver, Status
@@ -56,7 +56,7 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> WallClock:
         def now(cls, tz: Any = None) -> datetime:
             return clock.now(tz)
 
-    monkeypatch.setattr(outbox.worker, "datetime", Stepping)
+    monkeypatch.setattr(outbox.metronome, "datetime", Stepping)
     monkeypatch.setattr(apscheduler.schedulers.base, "datetime", Stepping)
     return clock
 
@@ -106,9 +106,9 @@ def pulse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pulse]:
 
 
 def outbox_at(place: Place, wall: WallClock, policy: Policy | None = None, **options: Any) -> Outbox:
-    """An outbox in true monotonic time and that wall time."""
+    """An outbox in true monotonic time and that wall time; no nudge hides what the clock does to who waits."""
     destination = enos(place.receiver.url, policy=policy, **options)
-    made = an_outbox(place.url, place.spool, destination, ambient=wall.ambient)
+    made = an_outbox(place.url, place.spool, destination, ambient=wall.ambient, nudge=False)
     place._outboxes.append(made)
     return made
 

@@ -12,7 +12,7 @@ import apscheduler.schedulers.base
 import pytest
 import sqlalchemy as sa
 
-import outbox.worker
+import outbox.metronome
 from outbox import Credentials, Lane, Outbox, Policy, State, Token, Worker
 from outbox.destinations import EnosEvents
 from outbox.model import Reason
@@ -862,9 +862,9 @@ def test_a_worker_goes_on_after_the_clock_stepped_back(place: Place, monkeypatch
         def now(cls, tz: Any = None) -> datetime:
             return datetime.now(tz) + step
 
-    monkeypatch.setattr(outbox.worker, "datetime", Stepping)
+    monkeypatch.setattr(outbox.metronome, "datetime", Stepping)
     monkeypatch.setattr(apscheduler.schedulers.base, "datetime", Stepping)
-    outbox_ = place.outbox(Policy(senders=1))
+    outbox_ = place.outbox(Policy(senders=1), nudge=False)
     with Worker(outbox_, gone_after=1.5, poll=1.0) as worker:
         place.enqueue(outbox_, "before")
         place.receiver.wait_for(lambda receiver: len(receiver.accepted) == 1)
@@ -887,9 +887,9 @@ def test_a_worker_goes_on_after_the_clock_jumped_ahead(place: Place, monkeypatch
         def now(cls, tz: Any = None) -> datetime:
             return datetime.now(tz) + step
 
-    monkeypatch.setattr(outbox.worker, "datetime", Stepping)
+    monkeypatch.setattr(outbox.metronome, "datetime", Stepping)
     monkeypatch.setattr(apscheduler.schedulers.base, "datetime", Stepping)
-    outbox_ = place.outbox()
+    outbox_ = place.outbox(nudge=False)
     with Worker(outbox_, gone_after=1.5, poll=0.05):
         step = timedelta(days=365)
         place.enqueue(outbox_, "after")

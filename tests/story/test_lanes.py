@@ -20,11 +20,11 @@ import sqlalchemy as sa
 
 from outbox import Lane, Outbox, Policy, State, Worker
 from outbox.ambient import utc_now
+from outbox.crews import Sender
 from outbox.limits import TURN
 from outbox.tables import message
 from outbox.testing import Hold, Receiver, Status, server
 from outbox.testing.upload import body_blocks
-from outbox.worker import _Sender
 from tests.factories import event, in_full, message_values, states
 from tests.story.conftest import Hand, Place, eventually
 
@@ -74,7 +74,7 @@ def test_every_lane_gets_its_share_of_a_senders_turns(place: Place) -> None:
     outbox = place.outbox(Policy(batch_messages=1), clock=place.clock)
     for lane in (Lane.EXPRESS, Lane.NORMAL, Lane.BULK):
         backlog(place, lane, 2 * len(TURN))
-    sender = _Sender(place.hand(outbox).dispatcher, "enos", 0, Policy())
+    sender = Sender(place.hand(outbox).dispatcher, "enos", 0, Policy())
 
     for _ in range(2 * len(TURN)):
         sender()

@@ -185,7 +185,7 @@ def test_a_loop_that_is_never_run_again_is_not_alive(place: Place) -> None:
         loop = worker._loops[0]
         eventually(lambda: not loop.running)
         with loop.lock:  # its next round cannot begin, and is late by and by
-            worker._arm(loop, 0.0)
+            worker._metronome.arm(loop, 0.0)
             eventually(lambda: running.get("/livez").status == 503)
             ailments = running.get("/livez").json["ailments"]
 
@@ -631,7 +631,7 @@ def test_a_round_that_fails_is_counted_by_the_name_of_its_loop(place: Place) -> 
         with place.engine.begin() as connection:
             connection.execute(sa.text("ALTER TABLE outbox_share RENAME TO outbox_hidden"))
         try:
-            eventually(lambda: running.samples().get(("outbox_loop_errors_total", "enos-0"), 0) > 0)
+            eventually(lambda: running.samples().get(("outbox_loop_errors_total", "lookout"), 0) > 0)
         finally:
             with place.engine.begin() as connection:
                 connection.execute(sa.text("ALTER TABLE outbox_hidden RENAME TO outbox_share"))

@@ -1,0 +1,108 @@
+"""Crews: of the senders of a destination one is woken when there is something to do, and wakes the next if there is more."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from outbox.dispatcher import Dispatcher
+from outbox.limits import lane_order
+from outbox.metronome import Loop
+from outbox.model import Lane
+from outbox.policy import Policy
+
+#: Seconds between two looks at a rate, at least.
+SHORTEST_WAIT = 0.01
+
+
+class Why(Enum):
+    """What a sender was woken for."""
+
+    NUDGE = auto()  #: somebody said that there is something; or it was time to try again
+    LOOK = auto()  #: a look has found something
+    MORE = auto()  #: a look has found more than the others have taken
+    SIBLING = auto()  #: another sender has found more than one request's worth; nobody has looked since
+
+
+@dataclass(eq=False)
+class Crew:
+    """Senders of one destination that serve the same lanes."""
+
+    destination: str
+    large: bool
+    senders: list[SenderLoop] = field(default_factory=list)
+    more: bool = False  #: one of them has taken something since the last look, and others sleep
+    fruitless_until: float = 0.0  #: whoever was woken by a look found nothing: not again before this
+
+    @property
+    def sleeping(self) -> SenderLoop | None:
+        """The first that waits to be woken, and not for a time."""
+        return next((each for each in self.senders if not each.running and each.due == math.inf), None)
+
+
+@dataclass(eq=False)
+class SenderLoop(Loop):
+    """The loop of one sender of a crew; `after` is called when it has nothing more to do."""
+
+    crew: Crew = field(kw_only=True)
+    sender: Sender = field(kw_only=True)
+    after: Callable[[], object] = field(kw_only=True)
+    why: Why = Why.NUDGE
+    claims: int = 0  #: requests since it was woken
+    claimed: bool = False  #: in this round
+
+    def woken(self, why: Why) -> None:
+        """It is about to run, and this is why."""
+        self.why, self.claims = why, 0
+        self.sender.told = why is not Why.SIBLING
+
+    def rest(self, again: float | None) -> float | None:
+        # One that has sent something in vain waits, and so leaves the destination some peace.
+        if again is None:
+            return self.retry if self.claimed else None
+        return min(again, self.retry)
+
+    def begins(self) -> None:
+        self.claimed = False
+        if self.timed:
+            self.why, self.claims, self.timed = Why.NUDGE, 0, False
+
+    def ends(self, *, failed: bool) -> None:
+        if not failed and self.claims == 0 and self.why in (Why.LOOK, Why.MORE):
+            self.crew.fruitless_until = time.monotonic() + self.retry
+
+    def sleeps(self) -> None:
+        self.after()
+
+
+class Sender:
+    """The round of a sender: one turn of one destination, in the lanes whose turn it is; without a number, in the large one."""
+
+    def __init__(self, dispatcher: Dispatcher, name: str, number: int | None, policy: Policy) -> None:
+        self._dispatcher = dispatcher
+        self._name = name
+        self._turn = number
+        self._policy = policy
+        self._moved = False
+        self.told = False  #: somebody has looked, or was told, that there is something
+
+    def __call__(self) -> float | None:
+        if self._turn is None:
+            lanes: tuple[Lane, ...] = (Lane.LARGE,)
+        else:
+            lanes = lane_order(self._turn)
+            self._turn += 1
+        # After a turn that moved something there is most likely more: no need to look first.
+        peek, self._moved, self.told = not (self._moved or self.told), False, False
+        self._moved = self._dispatcher.turn(self._name, lanes, peek=peek)
+        if self._moved:
+            return 0.0
+        wait = self._dispatcher.wait_for_rate(self._name)
+        if wait is None or self._policy.rate is None:
+            return None
+        # Spread out, so that of many senders not all run for the same request: the bucket keeps what they leave.
+        return SHORTEST_WAIT + wait + random.random() * self._policy.senders / self._policy.rate

@@ -1,0 +1,331 @@
+"""Nudges: whoever waits for work is told that there may be some, and need not ask for it all the time.
+
+A nudge is a hint and no more: one may come for nothing, and one may be lost. On Postgres it is a NOTIFY of the enqueuing
+transaction. On SQLite it is that somebody else has written to the database, and from a producer in the same process the news
+that it is about to commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, event
+
+from outbox.eye import eye_on
+
+#: What Postgres calls it; the payload is the name of a destination, or empty for any.
+CHANNEL = "outbox"
+#: The name that stands for any destination.
+ANY = ""
+#: Seconds between two looks at a SQLite database; when a commit of this process is on its way; and for how long it may be.
+_LOOK_EVERY = 0.04
+_LOOK_SHARPLY = 0.001
+_AWAITED_FOR = 1.0
+#: Seconds after a write to the file in which it may become a commit, and between two looks in them, in the end. One that takes
+#: longer is seen with the next write, be it a beat of ours.
+_STIRS_FOR, _STIRS_SELDOM = 1.0, 0.1
+#: Nanoseconds after which a file that was not touched since has its time for itself: clocks of file systems are coarse.
+_COARSE = 100_000_000
+#: Seconds between two tries to listen to a server that does not let us, at first and at most; and between two proofs that it
+#: is still there.
+_RETRY, _RETRY_AT_MOST = 0.5, 30.0
+_PROVE_EVERY = 60.0
+#: What a connection of the driver's remembers: the destinations that its transaction has something for; of a caller's
+#: connection, and of one of ours.
+_MARKS, _OURS = "outbox.nudges", "outbox.our-nudges"
+
+
+class Nudges(Protocol):
+    """Where nudges come from. One thread waits; any other may interrupt it."""
+
+    @property
+    def heard(self) -> bool:
+        """Whether nudges come this way at the moment: else whoever waits must look for himself, and often."""
+
+    def wait(self, seconds: float) -> set[str]:
+        """The destinations that there is a nudge for, as soon as there is; none after so many seconds or an interruption."""
+
+    def interrupt(self) -> None:
+        """Let whoever waits go on, from now on always at once."""
+
+    def close(self) -> None:
+        """Nobody waits here any more."""
+
+
+# SQLite: a database file, seen from outside and from within the process.
+
+_listening: dict[str, list[FileNudges]] = {}
+_heard: WeakSet[Engine] = WeakSet()
+_ours: WeakSet[Engine] = WeakSet()
+_lock = threading.Lock()
+
+
+def _forget_all() -> None:
+    """In a forked child nobody listens: the threads that did are the parent's."""
+    global _lock  # noqa: PLW0603 (it may have been in the hands of a thread that is not here)
+    _lock = threading.Lock()
+    _listening.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+class FileNudges:
+    """Waits for others to write to a SQLite database.
+
+    `version` is what changes whenever somebody else has: as the connection sees it that we write with, so that what we write
+    ourselves wakes nobody.
+    """
+
+    heard = True
+
+    def __init__(self, path: str, version: Callable[[], Hashable]) -> None:
+        self._path = path
+        self._version = version
+        self._wal = f"{path}-wal"
+        self._touched: tuple[int, int] | None = None
+        self._seen: Hashable = version()
+        # A bare lock: waiting for an Event costs several times as much, and there is nothing else that an idle worker does.
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._eye = eye_on(self._wal)  # where there is none, it looks at the file again and again
+        self._rest, self._stirs_until, self._told_at = _LOOK_SHARPLY, 0.0, -math.inf
+        self._ended = False
+        self._told: set[str] = {ANY}  # something may have come before
+        self._awaited: set[str] = set()
+        self._awaited_until = 0.0
+        with _lock:
+            _listening.setdefault(path, []).append(self)
+
+    def wait(self, seconds: float) -> set[str]:
+        ends = time.monotonic() + seconds
+        while not self._ended:
+            now = time.monotonic()
+            if (found := self._news(now)) or now >= ends:
+                return found
+            self._pause(now, ends - now)
+        return set()
+
+    def _pause(self, now: float, longest: float) -> None:
+        sharp = now < self._awaited_until
+        if self._eye is None:
+            self._bell.acquire(timeout=min(_LOOK_SHARPLY if sharp else _LOOK_EVERY, longest))
+            return
+        if not sharp and (spared := self._told_at + _LOOK_EVERY - now) > 0:
+            self._eye.wait(min(spared, longest), closed=True)  # others may write all the time
+            return
+        stirs = now < self._stirs_until
+        if self._eye.wait(min(_LOOK_SHARPLY if sharp else self._rest if stirs else math.inf, longest)):
+            self._rest, self._stirs_until = _LOOK_SHARPLY, now + _STIRS_FOR
+        elif stirs:
+            self._rest = min(2 * self._rest, _STIRS_SELDOM)
+        if self._eye.blind:
+            blind, self._eye = self._eye, None
+            blind.close()
+
+    def _ring(self) -> None:
+        if (eye := self._eye) is not None:
+            eye.ring()
+        with contextlib.suppress(RuntimeError):  # it has been rung already
+            self._bell.release()
+
+    def _news(self, now: float) -> set[str]:
+        changed = False
+        if now < self._awaited_until or self._may_have_changed(now):
+            version = self._version()
+            changed, self._seen = version != self._seen, version
+        with _lock:
+            found, self._told = self._told, set()
+            if changed:
+                found |= self._awaited or {ANY}
+                self._awaited, self._awaited_until = set(), 0.0
+                self._told_at = now
+        return found
+
+    def _may_have_changed(self, now: float) -> bool:
+        """Whether anybody may have written since the last look, ourselves included: that costs less to tell."""
+        if self._eye is not None:
+            return now < self._stirs_until
+        try:
+            there = os.stat(self._wal)  # noqa: PTH116 (what a Path costs for that is what there is to save)
+        except OSError:
+            return True
+        before, self._touched = self._touched, (there.st_mtime_ns, there.st_size)
+        return before != self._touched or time.time_ns() - there.st_mtime_ns < _COARSE
+
+    def expect(self, names: set[str]) -> None:
+        """Somebody in this process is about to commit something for these."""
+        with _lock:
+            self._awaited |= names
+            self._awaited_until = time.monotonic() + _AWAITED_FOR
+        self._ring()
+
+    def tell(self, names: set[str]) -> None:
+        """Something for these has been committed, with a connection of ours."""
+        with _lock:
+            self._told |= names
+        self._ring()
+
+    def interrupt(self) -> None:
+        self._ended = True
+        self._ring()
+
+    def close(self) -> None:
+        with _lock:
+            if self in (those := _listening.get(self._path, [])):
+                those.remove(self)
+            if not those:
+                _listening.pop(self._path, None)
+        eye, self._eye = self._eye, None
+        if eye is not None:
+            eye.close()
+
+
+def mark(connection: Connection, path: Callable[[], str | None], name: str) -> None:
+    """Note that a transaction has something for a destination; whoever listens in this process is told when it commits."""
+    if not _listening:
+        return
+    known: dict[str, Any] = connection.info
+    marks: set[str] | None = known.get(_MARKS)
+    if marks is not None:
+        marks.add(name)
+    elif path() in _listening:
+        engine = connection.engine
+        if engine in _ours:
+            known.setdefault(_OURS, set()).add(name)
+            return
+        known[_MARKS] = {name}
+        with _lock:
+            if engine not in _heard:
+                event.listen(engine, "commit", _committing)
+                _heard.add(engine)
+
+
+def is_ours(engine: Engine) -> None:
+    """What this engine writes others of this process need to be told, with `tell`: it is not looked for."""
+    _ours.add(engine)
+
+
+def _committing(connection: Connection) -> None:
+    """A caller's transaction ends. One that was rolled back before has left its marks: they wake somebody in vain."""
+    if names := connection.info.pop(_MARKS, None):
+        with _lock:
+            those = [each for several in _listening.values() for each in several]
+        for each in those:
+            each.expect(names)
+
+
+def tell(known: dict[str, Any], path: str | None) -> None:
+    """A transaction of ours has been committed, on a connection that remembers this."""
+    if path is not None and (names := known.pop(_OURS, None)):
+        with _lock:
+            those = list(_listening.get(path, ()))
+        for each in those:
+            each.tell(names)
+
+
+# Postgres: a connection that does nothing but listen.
+
+
+class ServerNudges:
+    """Listens to a Postgres server. A connection that is lost is made again, with patience.
+
+    `connect` makes one of psycopg's, of ours alone, and what closes it; None where that cannot be had, and never will be.
+    """
+
+    def __init__(self, connect: Callable[[], tuple[Any, Callable[[], None]] | None]) -> None:
+        self._connect = connect
+        self._connection: Any | None = None
+        self._close: Callable[[], object] = bool
+        self._possible = True
+        self._ended = False
+        self._retry_at = 0.0
+        self._patience = _RETRY
+        self._proved_at = 0.0
+        self._arrived: set[str] = set()
+        self._bell, self._button = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._bell, selectors.EVENT_READ)
+
+    @property
+    def heard(self) -> bool:
+        return self._connection is not None
+
+    def wait(self, seconds: float) -> set[str]:
+        if self._ended:
+            return set()
+        if self._connection is None:
+            if self._possible and time.monotonic() >= self._retry_at:
+                return self._begin()
+            until = self._retry_at - time.monotonic() if self._possible else seconds
+            self._selector.select(max(0.0, min(seconds, until)))
+            return set()
+        try:
+            until = self._proved_at + _PROVE_EVERY - time.monotonic()
+            ready = self._selector.select(max(0.0, min(seconds, until)))
+            if not ready and until <= seconds:
+                self._connection.execute("SELECT 1")
+                self._proved_at = time.monotonic()
+            elif any(key.fileobj is not self._bell for key, _ in ready):
+                self._connection.pgconn.consume_input()
+            while (notice := self._connection.pgconn.notifies()) is not None:
+                self._arrived.add(notice.extra.decode("utf-8", "replace"))
+        except Exception:  # noqa: BLE001 (the driver's own; whatever it is, nothing is heard there any more)
+            self._lose()
+            return {ANY}
+        arrived, self._arrived = self._arrived, set()
+        return arrived
+
+    def _begin(self) -> set[str]:
+        """Listen; whoever waits looks once, since something may have come before."""
+        try:
+            made = self._connect()
+            if made is None:
+                self._possible = False
+                return set()
+            connection, self._close = made
+            self._connection = connection
+            connection.add_notify_handler(lambda notice: self._arrived.add(notice.payload))  # those that come with an answer
+            connection.execute(f'LISTEN "{CHANNEL}"')
+            self._selector.register(connection.fileno(), selectors.EVENT_READ)
+        except Exception:  # noqa: BLE001 (as above)
+            self._lose()
+            return set()
+        self._patience, self._proved_at = _RETRY, time.monotonic()
+        return {ANY}
+
+    def _lose(self) -> None:
+        self._drop()
+        self._retry_at = time.monotonic() + self._patience
+        self._patience = min(2 * self._patience, _RETRY_AT_MOST)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        close, self._close = self._close, bool
+        for key in list(self._selector.get_map().values()):
+            if key.fileobj is not self._bell:
+                self._selector.unregister(key.fileobj)
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                close()
+
+    def interrupt(self) -> None:
+        self._ended = True
+        with contextlib.suppress(OSError):
+            self._button.send(b"x")
+
+    def close(self) -> None:
+        self._ended = True
+        self._drop()
+        self._selector.close()
+        self._bell.close()
+        self._button.close()
