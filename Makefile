@@ -17,7 +17,7 @@ export PYTHONUTF8 := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-merge test-all torture planted explore cover mutation steady scale bench-setup lint check demo migration wheel clean
+.PHONY: help setup test test-merge test-all torture planted explore cover mutation steady scale bench bench-setup lint check demo migration wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
@@ -64,6 +64,9 @@ steady: setup ## the tests of every day TIMES times over, each in another order,
 
 scale: setup ## millions of messages on both databases, measured (one: only=sqlite; a quick look: OUTBOX_SCALE=50000)
 	$(BIN)/python -m bench.scale $(only)
+
+bench: setup bench-setup ## every figure against what it is compared with, and docs/performance.md anew: 40 minutes at most (one: only=NAME)
+	$(BIN)/python -m bench $(if $(only),$(only),--report)
 
 bench-setup: $(PEERS)/.ready ## what outbox is compared with: other libraries, in an environment of their own (bench/.peers), and curl
 	@command -v curl > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && \

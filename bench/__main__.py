@@ -30,14 +30,15 @@ def main() -> int:
         for each in REGISTER.values():
             print(f"{each.name:<28}{each.what}")
         return 0
+    missing = 0
     for name in given.names:
         try:
             for figure in REGISTER[name].run():
                 print(figure.as_json() if given.json else figure.as_line(), flush=True)
-        except NotInstalled as missing:
-            print(f"{name}: {missing}", file=sys.stderr)
-            return 2
-    return 0
+        except NotInstalled as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            missing += 1
+    return 2 if missing else 0
 
 
 if __name__ == "__main__":
