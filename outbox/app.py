@@ -6,19 +6,16 @@ import contextlib
 import itertools
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-
-# Here, and not where it is needed: SQLAlchemy looks for its ORM at odd moments, and threads that begin to import it at once
-# trip over each other.
-from sqlalchemy.orm import Session, scoped_session
 
 from outbox import entering, intake
 from outbox.ambient import Ambient
@@ -50,6 +47,9 @@ from outbox.tracing import current_context
 from outbox.units import bytes_in_words
 from outbox.views import Views
 from outbox.why import Explaining
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, scoped_session
 
 log = logging.getLogger("outbox.app")
 
@@ -400,10 +400,20 @@ def _comes_in(offered: intake.Offered) -> bool:
 
 
 def _checked(session: Any) -> Session | Connection | scoped_session[Any]:
-    if isinstance(session, Session | Connection | scoped_session):
+    if isinstance(session, Connection) or _is_session(session):
         return session
     raise TypeError(f"expected a SQLAlchemy Session or Connection, got {type(session).__name__}")
 
 
 def _connection(session: Session | Connection | scoped_session[Any]) -> Connection:
     return session if isinstance(session, Connection) else session.connection()
+
+
+def _is_session(given: Any) -> TypeGuard[Session | scoped_session[Any]]:
+    """Whether it is one of SQLAlchemy's ORM, which is not imported for that: whoever has a session has imported it.
+
+    It is a fifth of what a producer without it imports. And threads that begin to import it at once trip over each other.
+    """
+    orm = sys.modules.get("sqlalchemy.orm")
+    kinds = (getattr(orm, "Session", None), getattr(orm, "scoped_session", None))
+    return isinstance(given, tuple(kind for kind in kinds if kind is not None))

@@ -33,7 +33,6 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool
 
@@ -606,14 +605,21 @@ def insert_or_nothing(connection: Connection, table: Table) -> Any:
 
     Never a savepoint instead: on a plain SQLite session rolling one back commits the caller's work.
     """
-    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table).on_conflict_do_nothing()
+    return _insert(connection, table).on_conflict_do_nothing()
 
 
 def insert_or_update(connection: Connection, table: Table, key: list[str], change: dict[str, Any]) -> Any:
     """An INSERT that makes `change` where a row with the same `key` columns exists already."""
-    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table).on_conflict_do_update(index_elements=key, set_=change)
+    return _insert(connection, table).on_conflict_do_update(index_elements=key, set_=change)
+
+
+def _insert(connection: Connection, table: Table) -> Any:
+    """An INSERT as this dialect has it. Its module is loaded by now; the other may never be."""
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
+    return insert(table)
 
 
 def nudge_at_commit(connection: Connection, name: str) -> None:

@@ -127,7 +127,8 @@ class Worker:
         """
         with self._signals, self:
             while not self._stop.wait(_LOOK_FOR_THE_END if until_idle else _LOOK_FOR_SIGNALS):
-                if self._signals.seen or (until_idle and self._nothing_left()):
+                # While a loop runs there is something: the database is asked only when all are at rest.
+                if self._signals.seen or (until_idle and not self._metronome.busy and self._nothing_left()):
                     break
         if self._broken is not None:
             raise self._broken
