@@ -36,7 +36,8 @@ _SWEEP_EVERY = (3600.0, 3600.0)
 _TIDY_EVERY = 60.0
 _ROOM_EVERY = (5.0, 30.0)
 _OLD_TRANSACTIONS_EVERY = (30.0, 60.0)
-_LOOK_FOR_SIGNALS = 0.2
+#: Seconds between two looks whether a signal came; and, if it shall end then, whether nothing is left.
+_LOOK_FOR_SIGNALS, _LOOK_FOR_THE_END = 0.5, 0.2
 #: Seconds that one step of the pulse may take, or a loop be late: more than the longest wait for a locked SQLite database.
 STUCK_AFTER = 180.0
 
@@ -125,7 +126,7 @@ class Worker:
         damaged, or was deleted or replaced meanwhile.
         """
         with self._signals, self:
-            while not self._stop.wait(_LOOK_FOR_SIGNALS):
+            while not self._stop.wait(_LOOK_FOR_THE_END if until_idle else _LOOK_FOR_SIGNALS):
                 # While a loop runs there is something: the database is asked only when all are at rest.
                 if self._signals.seen or (until_idle and not self._metronome.busy and self._nothing_left()):
                     break
