@@ -8,7 +8,6 @@ that it is about to commit.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import selectors
 import socket
@@ -20,8 +19,6 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
 
-from outbox.eye import eye_on
-
 #: What Postgres calls it; the payload is the name of a destination, or empty for any.
 CHANNEL = "outbox"
 #: The name that stands for any destination.
@@ -30,9 +27,6 @@ ANY = ""
 _LOOK_EVERY = 0.04
 _LOOK_SHARPLY = 0.001
 _AWAITED_FOR = 1.0
-#: Seconds after a write to the file in which it may become a commit, and between two looks in them, in the end. One that takes
-#: longer is seen with the next write, be it a beat of ours.
-_STIRS_FOR, _STIRS_SELDOM = 1.0, 0.1
 #: Nanoseconds after which a file that was not touched since has its time for itself: clocks of file systems are coarse.
 _COARSE = 100_000_000
 #: Seconds between two tries to listen to a server that does not let us, at first and at most; and between two proofs that it
@@ -93,14 +87,12 @@ class FileNudges:
         self._version = version
         self._wal = f"{path}-wal"
         self._touched: tuple[int, int] | None = None
-        self._seen: Hashable = version()
+        self._seen: Hashable = None
         # A bare lock: waiting for an Event costs several times as much, and there is nothing else that an idle worker does.
         self._bell = threading.Lock()
         self._bell.acquire()
-        self._eye = eye_on(self._wal)  # where there is none, it looks at the file again and again
-        self._rest, self._stirs_until, self._told_at = _LOOK_SHARPLY, 0.0, -math.inf
         self._ended = False
-        self._told: set[str] = {ANY}  # something may have come before
+        self._told: set[str] = set()
         self._awaited: set[str] = set()
         self._awaited_until = 0.0
         with _lock:
@@ -110,37 +102,19 @@ class FileNudges:
         ends = time.monotonic() + seconds
         while not self._ended:
             now = time.monotonic()
-            if (found := self._news(now)) or now >= ends:
+            sharp = now < self._awaited_until
+            if (found := self._news(sharp)) or now >= ends:
                 return found
-            self._pause(now, ends - now)
+            self._bell.acquire(timeout=min(_LOOK_SHARPLY if sharp else _LOOK_EVERY, ends - now))
         return set()
 
-    def _pause(self, now: float, longest: float) -> None:
-        sharp = now < self._awaited_until
-        if self._eye is None:
-            self._bell.acquire(timeout=min(_LOOK_SHARPLY if sharp else _LOOK_EVERY, longest))
-            return
-        if not sharp and (spared := self._told_at + _LOOK_EVERY - now) > 0:
-            self._eye.wait(min(spared, longest), closed=True)  # others may write all the time
-            return
-        stirs = now < self._stirs_until
-        if self._eye.wait(min(_LOOK_SHARPLY if sharp else self._rest if stirs else math.inf, longest)):
-            self._rest, self._stirs_until = _LOOK_SHARPLY, now + _STIRS_FOR
-        elif stirs:
-            self._rest = min(2 * self._rest, _STIRS_SELDOM)
-        if self._eye.blind:
-            blind, self._eye = self._eye, None
-            blind.close()
-
     def _ring(self) -> None:
-        if (eye := self._eye) is not None:
-            eye.ring()
         with contextlib.suppress(RuntimeError):  # it has been rung already
             self._bell.release()
 
-    def _news(self, now: float) -> set[str]:
+    def _news(self, sharp: bool) -> set[str]:
         changed = False
-        if now < self._awaited_until or self._may_have_changed(now):
+        if sharp or self._was_touched():
             version = self._version()
             changed, self._seen = version != self._seen, version
         with _lock:
@@ -148,13 +122,10 @@ class FileNudges:
             if changed:
                 found |= self._awaited or {ANY}
                 self._awaited, self._awaited_until = set(), 0.0
-                self._told_at = now
         return found
 
-    def _may_have_changed(self, now: float) -> bool:
-        """Whether anybody may have written since the last look, ourselves included: that costs less to tell."""
-        if self._eye is not None:
-            return now < self._stirs_until
+    def _was_touched(self) -> bool:
+        """Whether anybody may have written since the last look, ourselves included: that costs less to ask."""
         try:
             there = os.stat(self._wal)  # noqa: PTH116 (what a Path costs for that is what there is to save)
         except OSError:
@@ -185,9 +156,6 @@ class FileNudges:
                 those.remove(self)
             if not those:
                 _listening.pop(self._path, None)
-        eye, self._eye = self._eye, None
-        if eye is not None:
-            eye.close()
 
 
 def mark(connection: Connection, path: Callable[[], str | None], name: str) -> None:

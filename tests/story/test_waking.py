@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from outbox import Outbox, Policy, Selection, State, Worker, nudging
 from outbox.ambient import utc_now
 from outbox.database import Database
 from outbox.dispatcher import Dispatcher
-from outbox.eye import eye_on
 from outbox.testing import Hold, Receiver
 from tests.conftest import missing
 from tests.factories import Clock, event, states
@@ -96,63 +94,6 @@ def test_a_commit_of_another_process_wakes_it(place: Place) -> None:
         place.acknowledge("a", {"photo": b"bytes"})
         came(place, "a")
     place.check()
-
-
-@pytest.mark.parametrize("by", ["this process", "another one"])
-def test_where_the_system_does_not_tell_who_writes_the_file_is_looked_at(
-    sqlite_place: Place, monkeypatch: pytest.MonkeyPatch, by: str
-) -> None:
-    monkeypatch.setattr(nudging, "eye_on", lambda _path: None)
-    if by == "another one":
-        monkeypatch.setattr(nudging, "mark", lambda *_: None)
-    outbox = sqlite_place.outbox()
-    with idle(outbox) as worker:
-        for key in ("a", "b"):
-            sqlite_place.enqueue(outbox, key)
-            came(sqlite_place, key)
-            eventually(lambda: has_looked(worker))
-
-
-def test_a_producer_that_takes_its_time_to_commit_is_seen_in_the_end(
-    sqlite_place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its first bytes are in the file long before: what it had to spill."""
-    monkeypatch.setattr(nudging, "_STIRS_FOR", 0.05)
-    outbox = sqlite_place.outbox()
-    with idle(outbox) as worker, sqlite_place.engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA cache_size = 1")
-        connection.exec_driver_sql("CREATE TABLE ballast (text TEXT)")
-        outbox.enqueue(connection, "enos", event("a"), key="a")
-        for _ in range(50):
-            connection.exec_driver_sql("INSERT INTO ballast VALUES (hex(randomblob(2000)))")
-        connection.info.pop("outbox.nudges")  # as if it were another process
-        nudges: Any = worker._lookout._nudges
-        eventually(lambda: time.monotonic() > nudges._stirs_until)
-        connection.commit()
-        sqlite_place.acknowledge("a")
-        came(sqlite_place, "a")
-
-
-def test_an_eye_sees_writing_and_that_its_file_is_gone(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    assert eye_on(str(path)) is None
-    path.touch()
-    eye = eye_on(str(path))
-    if eye is None:
-        pytest.skip("this system tells nobody who writes")
-    quiet = eye.wait(0.001)
-    path.write_bytes(b"x")
-    seen = [eye.wait(1.0), eye.wait(0.001)]
-    eye.ring()
-    rung = eye.wait(1.0, closed=True)
-    there = eye.blind
-    path.unlink()
-    gone = eye.wait(1.0)
-    assert (False, [True, False], False, False) == (quiet, seen, rung, there)
-    assert gone
-    assert eye.blind
-    eye.close()
-    eye.ring()
 
 
 def test_what_is_rolled_back_wakes_nobody_for_long(place: Place) -> None:
