@@ -75,8 +75,10 @@ class SenderLoop(Loop):
         if not failed and self.claims == 0 and self.why in (Why.LOOK, Why.MORE):
             self.crew.fruitless_until = time.monotonic() + self.retry
 
-    def sleeps(self) -> None:
-        self.after()
+    def rests(self, pause: float | None) -> None:
+        # After an upload in vain somebody else must learn until when the destination is left alone.
+        if pause is None or self.claimed:
+            self.after()
 
 
 class Sender:

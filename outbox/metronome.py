@@ -50,8 +50,8 @@ class Loop:
     def ends(self, *, failed: bool) -> None:
         """No other round follows for now."""
 
-    def sleeps(self) -> None:
-        """It is at rest, and nothing will run it but who wakes it."""
+    def rests(self, pause: float | None) -> None:
+        """It is at rest for so many seconds; None: until it is woken."""
 
 
 class Metronome:
@@ -169,8 +169,7 @@ class Metronome:
                 wanted, loop.running, loop.again = loop.again, False, False
                 if pause is not None and not self._stop.is_set():
                     self.arm(loop, 0.0 if wanted else pause)
-        if pause is None:
-            loop.sleeps()
+        loop.rests(pause)
 
 
 class _Scheduler(BackgroundScheduler):  # type: ignore[misc]  # apscheduler ships no types

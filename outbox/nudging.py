@@ -20,7 +20,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, event
 
 #: What Postgres calls it; the payload is the name of a destination, or empty for any.
-CHANNEL = "outbox"
+CHANNEL, _LISTEN = "outbox", "LISTEN outbox"
 #: The name that stands for any destination.
 ANY = ""
 #: Seconds between two looks at a SQLite database; when a commit of this process is on its way; and for how long it may be.
@@ -263,7 +263,7 @@ class ServerNudges:
             connection, self._close = made
             self._connection = connection
             connection.add_notify_handler(lambda notice: self._arrived.add(notice.payload))  # those that come with an answer
-            connection.execute(f'LISTEN "{CHANNEL}"')
+            connection.execute(_LISTEN)
             self._selector.register(connection.fileno(), selectors.EVENT_READ)
         except Exception:  # noqa: BLE001 (as above)
             self._lose()

@@ -118,11 +118,9 @@ _OUTLOOK = Ready(_outlook)
 
 def anything_due(connection: Connection, name: str, lanes: Collection[Lane], when: When) -> bool:
     """Whether a claim could find something; reads only."""
-    # One look at the beginning of each lane's queue: asked for any message at all, Postgres may choose to read the whole table.
-    firsts = [
-        select(message.c.id).where(*_due(name, lane, when)).order_by(message.c.due_at, message.c.id).limit(1).exists()
-        for lane in lanes
-    ]
+    # The first of each lane's queue: asked whether there is any message at all, Postgres may choose to read the whole table.
+    queues = (select(message.c.id).where(*_due(name, lane, when)).order_by(message.c.due_at, message.c.id) for lane in lanes)
+    firsts = [queue.limit(1).scalar_subquery().is_not(None) for queue in queues]
     ordered = exists().where(streams.due(name, lanes, when))
     unordered = exists().where(shares.due(name, lanes, when))
     return bool(connection.execute(select(or_(*firsts, ordered, unordered))).scalar())
