@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from bench.figures.delivering import emptied
 from bench.ground import KINDS, NAME, ROOT, Ground, Kind
 from bench.harness import Figure, Target, benchmark, compare, ratios
-from outbox import Lane, Policy
+from outbox import Lane
 from outbox.dispatcher import Dispatcher
 from outbox.presence import Presence
 from outbox.statements import document
@@ -311,60 +312,55 @@ def xmin_hold() -> Iterator[Figure]:
 
 @benchmark("fleet", "messages that 4 and 16 workers, each a process, claim and record on Postgres, as a multiple of one")
 def fleet() -> Iterator[Figure]:
-    with Ground("postgresql") as ground:
-        for workers in (4, 16):
+    with Ground("postgresql") as ground, contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_worker(ground.url)) for _ in range(16)]
+        for each in workers:
+            assert _told(each) == "ready"
+        for number in (4, 16):
             pairs = []
-            for number in range(5):
-                alone, together = _fleet(ground, 1), _fleet(ground, workers)
-                if number:
+            for again in range(6):
+                alone, together = _drained_by(ground, workers[:1]), _drained_by(ground, workers[:number])
+                if again:
                     pairs.append((together, alone))
             yield ratios(
-                f"fleet_{workers}",
+                f"fleet_{number}",
                 pairs,
                 Target(1.3, 1.6),
-                what=f"{workers} processes that claim and record batches of 100 without HTTP",
+                what=f"{number} processes that claim and record batches of 100 without HTTP",
                 against="one process",
                 unit="messages/s",
                 database="postgresql",
             )
 
 
-def _fleet(ground: Ground, workers: int, messages: int = 20_000) -> float:
-    """Messages a second of so many processes, from the moment that all are ready."""
+@contextlib.contextmanager
+def _worker(url: str) -> Iterator[subprocess.Popen[str]]:
+    """One worker of a fleet: for each line that it reads it works until nothing is left."""
+    command = [sys.executable, "-m", "bench.fleet_worker", url]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.communicate()  # its input ends, and so does it
+
+
+def _told(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def _drained_by(ground: Ground, workers: Sequence[subprocess.Popen[str]], messages: int = 10_000) -> float:
+    """Messages a second of these workers, from the first claim to the last record."""
     emptied(ground)
     ground.fill(messages)
     with ground.engine.begin() as connection:
         connection.execute(sa.text("ANALYZE outbox_message"))
-    command = [sys.executable, "-m", "bench.figures.claiming", ground.url]
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(workers)
-    ]
-    for each in processes:
-        assert each.stdout is not None
-        assert each.stdout.readline().strip() == "ready"
-    for each in processes:
+    for each in workers:
         assert each.stdin is not None
         each.stdin.write("go\n")
         each.stdin.flush()
-    for each in processes:
-        each.communicate()
-    began, ended = (
-        ground.scalar("SELECT min(started_at) FROM outbox_delivery"),
-        ground.scalar("SELECT max(finished_at) FROM outbox_delivery"),
-    )
+    assert {_told(each) for each in workers} == {"done"}
+    began = ground.scalar("SELECT min(started_at) FROM outbox_delivery")
+    ended = ground.scalar("SELECT max(finished_at) FROM outbox_delivery")
     assert ground.scalar("SELECT count(*) FROM outbox_message WHERE state = 'delivered'") == messages
     return messages / float((ended - began).total_seconds())
-
-
-def main(url: str) -> None:
-    """One worker of a fleet."""
-    with Ground("postgresql", Policy(), url=url) as ground:
-        loop = Loop(ground)
-        print("ready", flush=True)
-        sys.stdin.readline()
-        while loop.turn():
-            pass
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
