@@ -180,7 +180,7 @@ def _fill_up(ground: Ground) -> None:
         "destination, lane, key, payload, digest, size, file_bytes, files, state, attempt, "
         "created_at, due_at, scheduled, clock_plausible, finished_at"
     )
-    payload = '\'{"assetId":"turbine-7","time":1579580182824,"events":{"crack":{"text":"\' || {x} || \'"}}}\''
+    payload = """'{"assetId":"turbine-7","time":1579580182824,"events":{"crack":{"text":"' || WORDS || '"}}}'"""
     if ground.kind == "sqlite":
         ago, series = (
             "strftime('%Y-%m-%d %H:%M:%f', 'now', '{} seconds') || '000'",
@@ -196,7 +196,8 @@ def _fill_up(ground: Ground) -> None:
                 rows = series.format(first=begin, last=min(last, begin + 499_999))
                 over = ago.format(-86400) if state == "delivered" else "NULL"
                 at, tried = ago.format(-60), int(state == "delivered")
-                values = f"'{NAME}', 'normal', 'k' || n, {payload.format(x=x)}, '{'d' * 64}', 300, 0, 0, '{state}', {tried}, "
+                words, key = payload.replace("WORDS", x), "'k' || (1000000000 + n)"
+                values = f"'{NAME}', 'normal', {key}, {words}, '{'d' * 64}', 300, 0, 0, '{state}', {tried}, "
                 values += f"{at}, {at}, {no}, {yes}, {over}"
                 connection.exec_driver_sql(f"INSERT INTO outbox_message ({columns}) SELECT {values} FROM {rows}")
     if ground.kind == "postgresql":
