@@ -70,7 +70,8 @@ def _forget_all() -> None:
     _listening.clear()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 class FileNudges:
