@@ -363,7 +363,7 @@ def test_nor_does_it_where_the_callers_database_is_in_no_wal(sqlite_place: Place
 def test_a_worker_that_runs_stops_sweeping_says_so_each_time_and_goes_on(
     place: Place, outbox: Outbox, theirs: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(worker_module, "_SWEEP_EVERY", 0.02)
+    monkeypatch.setattr(worker_module, "_SWEEP_EVERY", (0.02, 0.02))
     give_mark(place)
     outbox.mark_spool(adopt=True)
     with caplog.at_level(logging.ERROR, "outbox.worker"), Worker(outbox, poll=0.02):
