@@ -35,18 +35,23 @@ class Entered:
     unneeded: Sequence[SpooledFile] = ()
 
 
-def enter(connection: Connection, arrivals: Sequence[Arrival], now: datetime, new_id: Callable[[], str]) -> list[Entered]:
-    """Write messages of one destination; all of them, or none: a caller may go on after an error, and commit."""
+def enter(
+    connection: Connection, arrivals: Sequence[Arrival], now: datetime, new_id: Callable[[], str], *, nudge: bool = False
+) -> list[Entered]:
+    """Write messages of one destination; all of them, or none: a caller may go on after an error, and commit.
+
+    With `nudge` the statement that does so nudges, if there is a new one.
+    """
     if len(arrivals) == 1 and not (arrivals[0].attachments or arrivals[0].request.ordering_key):
         row = _row(arrivals[0], now, new_id)
-        return [_found(connection, arrivals[0], row, _add(connection, [row]))]
+        return [_found(connection, arrivals[0], row, _add(connection, [row], nudge=nudge))]
     fresh = {file.name for each in arrivals for file in each.fresh}
     shared = {a.file.name: a.name for each in arrivals for a in each.attachments if a.file.name not in fresh}
     for name in arriving.freed(connection, shared) if shared else ():
         raise SpoolError(spool_again(shared[name]))
     new = [_row(each, now, new_id) for each in arrivals]
     placed = _placed(connection, new, [each.request for each in arrivals])
-    ids = _add(connection, placed)
+    ids = _add(connection, placed, nudge=nudge)
     mine = list(ids.values())
     try:
         entered = [_found(connection, each, row, ids) for each, row in zip(arrivals, placed, strict=True)]
@@ -120,10 +125,10 @@ def _placed(connection: Connection, new: Sequence[NewMessage], requests: Sequenc
     return placed
 
 
-def _add(connection: Connection, new: Sequence[NewMessage]) -> dict[str, int]:
+def _add(connection: Connection, new: Sequence[NewMessage], *, nudge: bool) -> dict[str, int]:
     if len(new) > 1:
-        return arriving.add_messages(connection, new)
-    message_id = arriving.add_message(connection, new[0])
+        return arriving.add_messages(connection, new, nudge=nudge)
+    message_id = arriving.add_message(connection, new[0], nudge=nudge)
     return {} if message_id is None else {new[0].key: message_id}
 
 
