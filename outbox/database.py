@@ -601,12 +601,12 @@ def _path_of(url: URL) -> str | None:
     return str(Path(name).absolute())
 
 
-def insert_or_nothing(connection: Connection, table: Table) -> Any:
-    """An INSERT that does nothing where a unique row exists already.
+def insert_or_nothing(connection: Connection, table: Table, key: list[str] | None = None) -> Any:
+    """An INSERT that does nothing where a unique row exists already, or one with the same `key` columns.
 
     Never a savepoint instead: on a plain SQLite session rolling one back commits the caller's work.
     """
-    return _insert(connection, table).on_conflict_do_nothing()
+    return _insert(connection, table).on_conflict_do_nothing(index_elements=key)
 
 
 def insert_or_update(connection: Connection, table: Table, key: list[str], change: dict[str, Any]) -> Any:

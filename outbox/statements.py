@@ -48,7 +48,9 @@ class _Plan:
         compiled: SQLCompiler = statement.compile(dialect=dialect)
         self.text = str(compiled)
         self._order = list(compiled.positiontup or ()) if compiled.positional else None
-        made = {name: each.type.dialect_impl(dialect).bind_processor(dialect) for name, each in compiled.binds.items()}
+        # Those of one type in a row: a message is mostly due when it is enqueued.
+        binds = sorted(compiled.binds.items(), key=lambda bind: type(bind[1].type).__name__)
+        made = {name: each.type.dialect_impl(dialect).bind_processor(dialect) for name, each in binds}
         self._writers = [(name, write) for name, write in made.items() if write is not None]
         self._constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
 
@@ -58,7 +60,7 @@ class _Plan:
         last = written = None
         for name, write in self._writers:
             if (value := known[name]) is not None:
-                if value is not last:  # a message is mostly due when it is enqueued
+                if value is not last:
                     last, written = value, write(value)
                 known[name] = written
         return known if self._order is None else tuple([known[name] for name in self._order])

@@ -73,6 +73,8 @@ def wake_stream(connection: Connection, stream_id: int, new: NewMessage) -> None
 _COMMON = (message.c.destination, message.c.state, message.c.created_at, message.c.clock_plausible)
 _OWN = tuple(message.c[name] for name in ("key", "payload", "digest", "size"))
 _ALIKE = tuple(message.c[name] for name in NewMessage._fields if name not in {each.name for each in (*_COMMON, *_OWN)})
+#: What names a message. Postgres looks up each unique index of which it is not told that it does not matter.
+_NAME = ["destination", "key"]
 _own = attrgetter(*(each.name for each in _OWN))
 _alike = attrgetter(*(each.name for each in _ALIKE))
 _all = attrgetter(*(each.name for each in (*_ALIKE, *_OWN)))
@@ -84,10 +86,10 @@ def _add_one(connection: Connection, *, nudge: bool) -> Any:
     if dialect.postfetch_lastrowid:  # then a row that comes back would cost more than all the rest
         # As a SELECT: what is full in the midst of it takes back the statement alone, and the transaction goes on.
         values = select(*(parameter(each) for each in columns)).where(true())
-        return insert_or_nothing(connection, message).from_select([each.name for each in columns], values)
+        return insert_or_nothing(connection, message, _NAME).from_select([each.name for each in columns], values)
     given = {each.name: parameter(each) for each in columns}
     nudging = (nudging_column(message.c.destination.name),) if nudge else ()
-    return insert_or_nothing(connection, message).values(given).returning(message.c.id, *nudging)
+    return insert_or_nothing(connection, message, _NAME).values(given).returning(message.c.id, *nudging)
 
 
 def _add_many(connection: Connection, *, alike: bool, nudge: bool) -> Any:
@@ -95,7 +97,7 @@ def _add_many(connection: Connection, *, alike: bool, nudge: bool) -> Any:
     rows = listed(connection, "rows", own)
     # A condition there must be: without one, SQLite takes ON CONFLICT for a part of a join.
     found = select(*(parameter(each) for each in given), *rows.c).where(true())
-    insertion = insert_or_nothing(connection, message).from_select([each.name for each in (*given, *own)], found)
+    insertion = insert_or_nothing(connection, message, _NAME).from_select([each.name for each in (*given, *own)], found)
     nudging = (nudging_column(message.c.destination.name),) if nudge else ()
     return insertion.returning(message.c.key, message.c.id, *nudging)
 
