@@ -56,7 +56,7 @@ class _Plan:
 
     def parameters(self, values: dict[str, Any]) -> Any:
         """The values as the driver takes them: in its order, or by name."""
-        known = {**self._constants, **values}
+        known = self._constants | values
         last = written = None
         for name, write in self._writers:
             if (value := known[name]) is not None:

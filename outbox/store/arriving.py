@@ -108,9 +108,15 @@ _ADD_MANY = {
 }
 
 
+def _values(new: NewMessage) -> dict[str, Any]:
+    values = new._asdict()
+    values["state"], values["lane"] = State.PENDING.value, new.lane.value
+    return values
+
+
 def add_message(connection: Connection, new: NewMessage, *, nudge: bool = False) -> int | None:
     """Insert a message; None when its key names one already. `nudge` where `nudging_column` is a help, and one is due."""
-    values = {**new._asdict(), "state": State.PENDING.value, "lane": new.lane.value}
+    values = _values(new)
     made = _ADD_ONE[nudge].run(connection, values)
     if not made.returns_rows:
         return made.lastrowid if made.rowcount else None
@@ -120,7 +126,7 @@ def add_message(connection: Connection, new: NewMessage, *, nudge: bool = False)
 
 def add_messages(connection: Connection, new: Sequence[NewMessage], *, nudge: bool = False) -> dict[str, int]:
     """Insert messages of one destination, enqueued at one moment; ids by key, without those whose key names one already."""
-    values = {**new[0]._asdict(), "state": State.PENDING.value, "lane": new[0].lane.value}
+    values = _values(new[0])
     same = _alike(new[0])
     alike = all(_alike(each) == same for each in new)
     values["rows"] = document(_OWN, map(_own, new)) if alike else document((*_ALIKE, *_OWN), map(_all, new))
