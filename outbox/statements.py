@@ -13,9 +13,6 @@ from typing import Any
 from sqlalchemy import BindParameter, Column, Connection, CursorResult, Dialect, bindparam
 from sqlalchemy.sql.compiler import SQLCompiler
 
-#: An instant in UTC, as SQLite keeps it; with the zone behind it for whoever must be told.
-_INSTANT = "%Y-%m-%d %H:%M:%S.%f+00:00"
-
 
 class Ready:
     """A statement of ours as the driver takes it, compiled when a dialect first meets it.
@@ -79,8 +76,9 @@ def document(columns: Sequence[Column[Any]], rows: Iterable[Sequence[Any]]) -> s
 
 def _written(value: object) -> str:
     if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime(_INSTANT)
+        # As SQLite keeps it, with the zone behind it for whoever must be told.
+        return value.astimezone(UTC).isoformat(" ", "microseconds")
     raise TypeError(f"cannot travel in a statement: {type(value).__name__}")
 
 
-_as_text = json.JSONEncoder(separators=(",", ":"), default=_written).encode
+_as_text = json.JSONEncoder(check_circular=False, separators=(",", ":"), default=_written).encode

@@ -127,8 +127,8 @@ def add_message(connection: Connection, new: NewMessage, *, nudge: bool = False)
 def add_messages(connection: Connection, new: Sequence[NewMessage], *, nudge: bool = False) -> dict[str, int]:
     """Insert messages of one destination, enqueued at one moment; ids by key, without those whose key names one already."""
     values = _values(new[0])
-    same = _alike(new[0])
-    alike = all(_alike(each) == same for each in new)
+    shared = [*map(_alike, new)]
+    alike = shared.count(shared[0]) == len(shared)
     values["rows"] = document(_OWN, map(_own, new)) if alike else document((*_ALIKE, *_OWN), map(_all, new))
     made: Sequence[Any] = _ADD_MANY[alike, nudge].run(connection, values).all()
     return {row[0]: row[1] for row in made}
