@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from outbox import entering, intake
 from outbox.ambient import Ambient
 from outbox.care import Care
-from outbox.database import Database, in_our_words, missing_tables, not_power_safe, nudge_at_commit
+from outbox.database import Database, in_our_words, insert_may_nudge, missing_tables, not_power_safe, nudge_at_commit
 from outbox.destinations.base import Destination
 from outbox.errors import (
     NO_SCHEMA,
@@ -282,9 +282,10 @@ class Outbox(Operations, Explaining, Views):
             connection = _connection(session)
             self._mind_durability(connection)
             self.room.admit_inside(connection, text)
-            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id)
+            by_itself = self.nudge and insert_may_nudge(connection, target.name)
+            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id, nudge=by_itself)
             if self.nudge and any(each.enqueued.new for each in entered):
-                nudge_at_commit(connection, target.name)
+                nudge_at_commit(connection, target.name, said=by_itself)
         except DBAPIError as error:
             self._drop_fresh(arrivals)
             if missing_tables(error):

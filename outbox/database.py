@@ -29,6 +29,7 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    literal,
     make_url,
     select,
     text,
@@ -600,12 +601,12 @@ def _path_of(url: URL) -> str | None:
     return str(Path(name).absolute())
 
 
-def insert_or_nothing(connection: Connection, table: Table) -> Any:
-    """An INSERT that does nothing where a unique row exists already.
+def insert_or_nothing(connection: Connection, table: Table, key: list[str] | None = None) -> Any:
+    """An INSERT that does nothing where a unique row exists already, or one with the same `key` columns.
 
     Never a savepoint instead: on a plain SQLite session rolling one back commits the caller's work.
     """
-    return _insert(connection, table).on_conflict_do_nothing()
+    return _insert(connection, table).on_conflict_do_nothing(index_elements=key)
 
 
 def insert_or_update(connection: Connection, table: Table, key: list[str], change: dict[str, Any]) -> Any:
@@ -622,29 +623,44 @@ def _insert(connection: Connection, table: Table) -> Any:
     return insert(table)
 
 
-def nudge_at_commit(connection: Connection, name: str) -> None:
+def nudge_at_commit(connection: Connection, name: str, *, said: bool = False) -> None:
     """Let workers know, when this transaction commits, that it has something for a destination. Costs next to nothing.
 
-    On Postgres one statement for each transaction and destination, after which the transaction cannot be prepared for a commit
-    in two phases.
+    On Postgres once for each transaction and destination, after which the transaction cannot be prepared for a commit in two
+    phases; nothing is sent if an INSERT has `said` so.
     """
     if connection.dialect.name != "postgresql":
         nudging.mark(connection, lambda: _path_of(connection.engine.url), name)
-        return
-    # What a savepoint took back with it was not said.
-    transaction = connection.get_nested_transaction() or connection.get_transaction()
-    known: dict[str, Any] = connection.info
-    said_in, said = known.get(_NOTIFIED, (None, frozenset()))
-    if said_in is not transaction or name not in said:
-        connection.execute(_NOTIFY, {"name": name})
-        known[_NOTIFIED] = (transaction, {name} if said_in is not transaction else said | {name})
+    elif said or not _is_said(connection, name):
+        if not said:
+            connection.execute(_NOTIFY, {"name": name})
+        known: dict[str, Any] = connection.info
+        transaction, (said_in, names) = _innermost(connection), known.get(_NOTIFIED, (None, frozenset()))
+        known[_NOTIFIED] = (transaction, names | {name} if said_in is transaction else {name})
 
 
-def nudging_columns(connection: Connection, name: str) -> tuple[ColumnElement[Any], ...]:
-    """What an INSERT may return so that it nudges by itself, in place of `nudge_at_commit`; nothing where that is no help."""
-    if connection.dialect.name != "postgresql":
-        return ()
-    return (func.pg_notify(nudging.CHANNEL, name).label("nudged"),)
+def insert_may_nudge(connection: Connection, name: str) -> bool:
+    """Whether a nudge is due in this transaction that an INSERT can say with its `nudging_column`."""
+    return connection.dialect.name == "postgresql" and not _is_said(connection, name)
+
+
+def _is_said(connection: Connection, name: str) -> bool:
+    said_in, names = connection.info.get(_NOTIFIED, (None, frozenset()))
+    return name in names and said_in is _innermost(connection)
+
+
+def _innermost(connection: Connection) -> Any:
+    """The transaction, or a savepoint in it: what that took back with it was not said."""
+    return connection.get_nested_transaction() or connection.get_transaction()
+
+
+def nudging_column(name: str) -> ColumnElement[Any]:
+    """What an INSERT on Postgres may return so that it nudges the destination in its parameter `name` by itself.
+
+    In a query of its own it is said once, and only if there is a row.
+    """
+    said = func.pg_notify(literal(nudging.CHANNEL, Text), bindparam(name, type_=Text))
+    return select(said).scalar_subquery().label("nudged")
 
 
 _NOTIFY = text("SELECT pg_notify(:channel, :name)").bindparams(channel=nudging.CHANNEL)

@@ -36,7 +36,7 @@ def shown(path: Path) -> str:
 
 def has_controls(text: str) -> bool:
     """Whether a name holds control characters (C0, DEL, C1) or half a surrogate pair."""
-    return _CONTROLS.search(text) is not None
+    return not text.isprintable() and _CONTROLS.search(text) is not None
 
 
 def printable(text: str) -> str:
@@ -138,11 +138,14 @@ def faults(value: object, path: Path = ()) -> Iterator[Fault]:
             yield Fault(shown(path), f"a {type(value).__name__} is not JSON; turn it into a string or a number first")
 
 
-_as_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_as_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
 
 
 def text(value: object) -> str:
-    """Compact JSON, as it travels and rests. Raises ValueError for what `faults` would report."""
+    """Compact JSON, as it travels and rests, of a value that is not `unbounded`.
+
+    Raises ValueError for what `faults` would report.
+    """
     return _as_text(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -23,6 +24,8 @@ from outbox.units import bytes_in_words as words
 _BELIEVED, _BELIEVED_WHEN_FULL = 2.0, 0.25
 #: Bytes of free disk at which it does not matter yet how long the WAL is.
 _PLENTY = 4 * 1024 * MIB
+#: Seconds for which a disk is not asked again that has so much more than is needed: nothing fills it meanwhile.
+_PLENTY_LASTS = 0.1
 #: Counting takes a hundredth of the time, at most.
 _COUNTING = 100
 #: What a message may cost beside its text: pages that it changes, twice, and indexes.
@@ -84,8 +87,9 @@ def _allocate(descriptor: int, size: int) -> None:
 class Room:
     """What the quota of the spool, its disk and that of the database have left. Any number of threads may ask.
 
-    The disks are asked each time, which costs next to nothing. What the database counts is believed for a few seconds, together
-    with what this process added since; on connections of our own, so that nobody waits for the transaction of a caller.
+    The disks are asked each time, one with gigabytes to spare ten times a second. What the database counts is believed for a
+    few seconds, together with what this process added since; on connections of our own, so that nobody waits for the
+    transaction of a caller.
     """
 
     def __init__(self, database: Database, spool: Spool, quota: int | None, reserve: int) -> None:
@@ -101,6 +105,7 @@ class Room:
         self._added = 0
         self._growth = 0
         self._counted_at: float | None = None
+        self._plenty_until = -math.inf
         self._took = 0.0
 
     def admit(self, files: int, text: int) -> None:
@@ -115,9 +120,13 @@ class Room:
         left = self._spool.left() if files else None
         if left is not None and left < self.reserve + files:
             raise self._disk_full("spool", left, files)
-        left = self.left_beside_database(text)
-        if left is not None and left < self.reserve + self.cost(text):
+        if text <= MIB and time.monotonic() < self._plenty_until:
+            return
+        left, needed = self.left_beside_database(text), self.reserve + self.cost(text)
+        if left is not None and left < needed:
             raise self._disk_full("database", left, text)
+        if left is not None and left - needed > _PLENTY:
+            self._plenty_until = time.monotonic() + _PLENTY_LASTS
 
     def admit_inside(self, connection: Connection, text: int) -> None:
         """The same for the pages of a caller's SQLite database, if it may not grow for ever.

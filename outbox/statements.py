@@ -13,9 +13,6 @@ from typing import Any
 from sqlalchemy import BindParameter, Column, Connection, CursorResult, Dialect, bindparam
 from sqlalchemy.sql.compiler import SQLCompiler
 
-#: An instant in UTC, as SQLite keeps it; with the zone behind it for whoever must be told.
-_INSTANT = "%Y-%m-%d %H:%M:%S.%f+00:00"
-
 
 class Ready:
     """A statement of ours as the driver takes it, compiled when a dialect first meets it.
@@ -48,17 +45,19 @@ class _Plan:
         compiled: SQLCompiler = statement.compile(dialect=dialect)
         self.text = str(compiled)
         self._order = list(compiled.positiontup or ()) if compiled.positional else None
-        made = {name: each.type.dialect_impl(dialect).bind_processor(dialect) for name, each in compiled.binds.items()}
+        # Those of one type in a row: a message is mostly due when it is enqueued.
+        binds = sorted(compiled.binds.items(), key=lambda bind: type(bind[1].type).__name__)
+        made = {name: each.type.dialect_impl(dialect).bind_processor(dialect) for name, each in binds}
         self._writers = [(name, write) for name, write in made.items() if write is not None]
         self._constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
 
     def parameters(self, values: dict[str, Any]) -> Any:
         """The values as the driver takes them: in its order, or by name."""
-        known = {**self._constants, **values}
+        known = self._constants | values
         last = written = None
         for name, write in self._writers:
             if (value := known[name]) is not None:
-                if value is not last:  # a message is mostly due when it is enqueued
+                if value is not last:
                     last, written = value, write(value)
                 known[name] = written
         return known if self._order is None else tuple([known[name] for name in self._order])
@@ -77,8 +76,9 @@ def document(columns: Sequence[Column[Any]], rows: Iterable[Sequence[Any]]) -> s
 
 def _written(value: object) -> str:
     if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime(_INSTANT)
+        # As SQLite keeps it, with the zone behind it for whoever must be told.
+        return value.astimezone(UTC).isoformat(" ", "microseconds")
     raise TypeError(f"cannot travel in a statement: {type(value).__name__}")
 
 
-_as_text = json.JSONEncoder(separators=(",", ":"), default=_written).encode
+_as_text = json.JSONEncoder(check_circular=False, separators=(",", ":"), default=_written).encode

@@ -79,6 +79,10 @@ VERDICTS: Verdicts = (
 )
 
 
+#: What names a device: the first, or the other two together.
+_DEVICE = ("assetId", "productKey", "deviceKey")
+
+
 class Action(NamedTuple):
     """One of the sibling APIs: same address, same body, same answer."""
 
@@ -87,11 +91,17 @@ class Action(NamedTuple):
     member: str
     timed: bool
     reference_depths: frozenset[int]  #: how deep below the struct a `local://` may stand
+    members: dict[str, None]  #: what a struct may have, in the order in which people are told
 
 
-EVENT = Action("postEvent", "integration.event.post", "events", True, frozenset({3}))
-MEASURE_POINT = Action("postMeasurepoint", "integration.measurepoint.post", "measurepoints", True, frozenset({2, 3}))
-ATTRIBUTE = Action("postAttribute", "integration.attribute.post", "attributes", False, frozenset({2, 3}))
+def _action(query: str, method: str, member: str, depths: set[int], *, timed: bool = True) -> Action:
+    known = (*_DEVICE, member, *(("time",) if timed else ()))
+    return Action(query, method, member, timed, frozenset(depths), dict.fromkeys(known))
+
+
+EVENT = _action("postEvent", "integration.event.post", "events", {3})
+MEASURE_POINT = _action("postMeasurepoint", "integration.measurepoint.post", "measurepoints", {2, 3})
+ATTRIBUTE = _action("postAttribute", "integration.attribute.post", "attributes", {2, 3}, timed=False)
 
 
 class Reference(NamedTuple):
@@ -153,13 +163,14 @@ class EnosEvents(Destination):
         struct = draft.payload
         if not isinstance(struct, dict):
             return [Fault("payload", f"expected an object with a device, a time and {self.action.member}")]
-        return [
-            *self._unknown_members(struct),
-            *_device_faults(struct),
-            *self._time_faults(struct),
-            *self._member_faults(struct),
-            *self._reference_faults(struct, draft),
-        ]
+        faults = self._unknown_members(struct)
+        faults += _device_faults(struct)
+        faults += self._time_faults(struct)
+        faults += self._member_faults(struct)
+        references = _references_of(draft)
+        if references or draft.files:
+            faults += self._reference_faults(draft, references)
+        return faults
 
     def weigh(self, draft: Draft) -> int:
         entries = 0
@@ -197,44 +208,48 @@ class EnosEvents(Destination):
             _note_code_200()
         return verdict_of(rule.meaning, facts, answer, now)
 
-    def _unknown_members(self, struct: dict[Any, Any]) -> Iterator[Fault]:
-        known = ["assetId", "productKey", "deviceKey", self.action.member, *(["time"] if self.action.timed else [])]
+    def _unknown_members(self, struct: dict[Any, Any]) -> list[Fault]:
+        known = self.action.members
+        if struct.keys() <= known.keys():
+            return []
+        faults = []
         for name in struct:
             if name not in known:
                 shown = name if isinstance(name, str) else payload.brief(name)
                 near = difflib.get_close_matches(shown, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                yield Fault(shown, f"is not a member of this message; {hint}")
+                faults.append(Fault(shown, f"is not a member of this message; {hint}"))
+        return faults
 
-    def _time_faults(self, struct: dict[str, Any]) -> Iterator[Fault]:
+    def _time_faults(self, struct: dict[str, Any]) -> list[Fault]:
         if not self.action.timed:
-            return
-        time = struct.get("time")
+            return []
         if "time" not in struct:
-            yield Fault("time", "is missing; expected milliseconds since 1970 as an integer")
-        elif not isinstance(time, int) or isinstance(time, bool):
-            yield Fault("time", f"expected milliseconds since 1970 as an integer, got {payload.brief(time)}")
-        elif not 0 <= time < 2**63:
-            yield Fault("time", "expected milliseconds since 1970, got a number out of range")
+            return [Fault("time", "is missing; expected milliseconds since 1970 as an integer")]
+        time = struct["time"]
+        if not isinstance(time, int) or isinstance(time, bool):
+            return [Fault("time", f"expected milliseconds since 1970 as an integer, got {payload.brief(time)}")]
+        if not 0 <= time < 2**63:
+            return [Fault("time", "expected milliseconds since 1970, got a number out of range")]
+        return []
 
-    def _member_faults(self, struct: dict[str, Any]) -> Iterator[Fault]:
+    def _member_faults(self, struct: dict[str, Any]) -> list[Fault]:
         name = self.action.member
         member = struct.get(name)
         if not isinstance(member, dict) or not member:
-            yield Fault(name, f"expected an object with at least one of the device's {name}")
-            return
+            return [Fault(name, f"expected an object with at least one of the device's {name}")]
+        faults = []
         for feature, value in member.items():
             if isinstance(feature, str) and not feature.strip():
-                yield Fault(name, "a name in it is empty")
+                faults.append(Fault(name, "a name in it is empty"))
             if self.action is EVENT and not isinstance(value, dict):
-                yield Fault(
-                    f"{name}.{feature if isinstance(feature, str) else payload.brief(feature)}",
-                    "expected an object of the event's parameters",
-                )
+                shown = feature if isinstance(feature, str) else payload.brief(feature)
+                faults.append(Fault(f"{name}.{shown}", "expected an object of the event's parameters"))
+        return faults
 
-    def _reference_faults(self, struct: dict[str, Any], draft: Draft) -> Iterator[Fault]:
+    def _reference_faults(self, draft: Draft, references: list[Reference]) -> Iterator[Fault]:
         used = set()
-        for reference in _references_of(draft):
+        for reference in references:
             where = payload.shown(reference.path)
             if not self._may_stand_at(reference.path):
                 yield Fault(where, f"a file cannot stand here; {_places(self.action)}")
@@ -314,22 +329,24 @@ def _references_of(draft: Draft) -> list[Reference]:
     return _references(draft.payload) if not draft.text or _LOCAL in draft.text else []
 
 
-def _device_faults(struct: dict[str, Any]) -> Iterator[Fault]:
-    asset = "assetId" in struct
-    pair = [name for name in ("productKey", "deviceKey") if name in struct]
-    if asset and pair:
-        yield Fault("assetId", "expected one way to name the device: assetId, or productKey and deviceKey, not both")
-    elif not asset and not pair:
-        yield Fault("assetId", "no device is named; expected assetId, or productKey and deviceKey")
-    elif len(pair) == 1:
-        other = "deviceKey" if pair == ["productKey"] else "productKey"
-        yield Fault(other, f"is missing; {pair[0]} names a device only together with it")
-    for name in ("assetId", *pair) if asset else pair:
-        value = struct[name]
-        if not isinstance(value, str) or not value.strip():
-            yield Fault(name, f"expected a string that is not empty, got {payload.brief(value)}")
-        elif payload.has_controls(value):
-            yield Fault(name, "holds control characters")
+def _device_faults(struct: dict[str, Any]) -> list[Fault]:
+    faults = []
+    asset, product, device = "assetId" in struct, "productKey" in struct, "deviceKey" in struct
+    if asset and (product or device):
+        faults.append(Fault("assetId", "expected one way to name the device: assetId, or productKey and deviceKey, not both"))
+    elif not (asset or product or device):
+        faults.append(Fault("assetId", "no device is named; expected assetId, or productKey and deviceKey"))
+    elif product != device:
+        there, other = ("productKey", "deviceKey") if product else ("deviceKey", "productKey")
+        faults.append(Fault(other, f"is missing; {there} names a device only together with it"))
+    for name in _DEVICE:
+        if name in struct:
+            value = struct[name]
+            if not isinstance(value, str) or not value.strip():
+                faults.append(Fault(name, f"expected a string that is not empty, got {payload.brief(value)}"))
+            elif payload.has_controls(value):
+                faults.append(Fault(name, "holds control characters"))
+    return faults
 
 
 def _transfer_name(message: Message, number: int, attachment: Attachment) -> str:

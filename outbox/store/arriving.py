@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Update, delete, false, insert, select, true, update
 
-from outbox.database import insert_or_nothing, insert_or_update, listed
+from outbox.database import insert_or_nothing, insert_or_update, listed, nudging_column
 from outbox.model import Attachment, Lane, SpooledFile, State
 from outbox.statements import Ready, document, parameter
 from outbox.tables import attachment, file, head, message, stream
@@ -68,50 +69,69 @@ def wake_stream(connection: Connection, stream_id: int, new: NewMessage) -> None
     connection.execute(update(head).where(*at_rest).values(due_at=new.due_at, scheduled=new.scheduled, lane=new.lane))
 
 
-#: What is the same for all messages that are enqueued together, and what each has for itself.
+#: What is the same for all messages that are enqueued together, what mostly is, and what each has for itself.
 _COMMON = (message.c.destination, message.c.state, message.c.created_at, message.c.clock_plausible)
-_OWN = tuple(message.c[name] for name in NewMessage._fields if name not in {each.name for each in _COMMON})
+_OWN = tuple(message.c[name] for name in ("key", "payload", "digest", "size"))
+_ALIKE = tuple(message.c[name] for name in NewMessage._fields if name not in {each.name for each in (*_COMMON, *_OWN)})
+#: What names a message. Postgres looks up each unique index of which it is not told that it does not matter.
+_NAME = ["destination", "key"]
 _own = attrgetter(*(each.name for each in _OWN))
+_alike = attrgetter(*(each.name for each in _ALIKE))
+_all = attrgetter(*(each.name for each in (*_ALIKE, *_OWN)))
 
 
-def _add_one(connection: Connection) -> Any:
-    columns = (*_COMMON, *_OWN)
+def _add_one(connection: Connection, *, nudge: bool) -> Any:
+    columns = (*_COMMON, *_ALIKE, *_OWN)
     dialect: Any = connection.dialect
     if dialect.postfetch_lastrowid:  # then a row that comes back would cost more than all the rest
         # As a SELECT: what is full in the midst of it takes back the statement alone, and the transaction goes on.
         values = select(*(parameter(each) for each in columns)).where(true())
-        return insert_or_nothing(connection, message).from_select([each.name for each in columns], values)
+        return insert_or_nothing(connection, message, _NAME).from_select([each.name for each in columns], values)
     given = {each.name: parameter(each) for each in columns}
-    return insert_or_nothing(connection, message).values(given).returning(message.c.id)
+    nudging = (nudging_column(message.c.destination.name),) if nudge else ()
+    return insert_or_nothing(connection, message, _NAME).values(given).returning(message.c.id, *nudging)
 
 
-def _add_many(connection: Connection) -> Any:
-    rows = listed(connection, "rows", _OWN)
+def _add_many(connection: Connection, *, alike: bool, nudge: bool) -> Any:
+    given, own = ((*_COMMON, *_ALIKE), _OWN) if alike else (_COMMON, (*_ALIKE, *_OWN))
+    rows = listed(connection, "rows", own)
     # A condition there must be: without one, SQLite takes ON CONFLICT for a part of a join.
-    found = select(*(parameter(each) for each in _COMMON), *rows.c).where(true())
-    into = [each.name for each in (*_COMMON, *_OWN)]
-    return insert_or_nothing(connection, message).from_select(into, found).returning(message.c.id, message.c.key)
+    found = select(*(parameter(each) for each in given), *rows.c).where(true())
+    insertion = insert_or_nothing(connection, message, _NAME).from_select([each.name for each in (*given, *own)], found)
+    nudging = (nudging_column(message.c.destination.name),) if nudge else ()
+    return insertion.returning(message.c.key, message.c.id, *nudging)
 
 
-_ADD_ONE, _ADD_MANY = Ready(_add_one), Ready(_add_many)
+_ADD_ONE = {nudge: Ready(partial(_add_one, nudge=nudge)) for nudge in (False, True)}
+_ADD_MANY = {
+    (alike, nudge): Ready(partial(_add_many, alike=alike, nudge=nudge)) for alike in (False, True) for nudge in (False, True)
+}
 
 
-def add_message(connection: Connection, new: NewMessage) -> int | None:
-    """Insert a message; None when its key names one already."""
-    values = {**new._asdict(), "state": State.PENDING.value, "lane": new.lane.value}
-    made = _ADD_ONE.run(connection, values)
+def _values(new: NewMessage) -> dict[str, Any]:
+    values = new._asdict()
+    values["state"], values["lane"] = State.PENDING.value, new.lane.value
+    return values
+
+
+def add_message(connection: Connection, new: NewMessage, *, nudge: bool = False) -> int | None:
+    """Insert a message; None when its key names one already. `nudge` where `nudging_column` is a help, and one is due."""
+    values = _values(new)
+    made = _ADD_ONE[nudge].run(connection, values)
     if not made.returns_rows:
         return made.lastrowid if made.rowcount else None
     found = made.one_or_none()
     return None if found is None else int(found[0])
 
 
-def add_messages(connection: Connection, new: Sequence[NewMessage]) -> dict[str, int]:
+def add_messages(connection: Connection, new: Sequence[NewMessage], *, nudge: bool = False) -> dict[str, int]:
     """Insert messages of one destination, enqueued at one moment; ids by key, without those whose key names one already."""
-    common = {each.name: getattr(new[0], each.name) for each in _COMMON if each is not message.c.state}
-    rows = document(_OWN, map(_own, new))
-    found = _ADD_MANY.run(connection, {**common, "state": State.PENDING.value, "rows": rows})
-    return {row.key: row.id for row in found}
+    values = _values(new[0])
+    shared = [*map(_alike, new)]
+    alike = shared.count(shared[0]) == len(shared)
+    values["rows"] = document(_OWN, map(_own, new)) if alike else document((*_ALIKE, *_OWN), map(_all, new))
+    made: Sequence[Any] = _ADD_MANY[alike, nudge].run(connection, values).all()
+    return {row[0]: row[1] for row in made}
 
 
 def named(connection: Connection, destination: str, key: str) -> Known | None:

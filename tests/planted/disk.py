@@ -104,11 +104,11 @@ FAULTS = (
             Edit(
                 APP,
                 """\
-            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id)
+            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id, nudge=by_itself)
 """,
                 """\
             import sqlalchemy
-            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id)
+            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id, nudge=by_itself)
             sqlalchemy.event.listen(connection.engine.pool, "checkin", lambda *_: self.spool_store.name_files(), once=True)
 """,
             ),

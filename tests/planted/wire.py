@@ -122,7 +122,7 @@ FAULTS = (
     Fault(
         "clamped-due-at",
         "a producer's due_at is taken for one of our own, and so never far away",
-        (Edit("outbox.entering", "        scheduled=request.due_at is not None,\n", "        scheduled=False,\n"),),
+        (Edit("outbox.entering", "        request.due_at is not None,\n", "        False,\n"),),
         ("tests/story/test_clocks.py::test_a_boot_in_1970_finds_a_backlog_of_before[sqlite]",),
     ),
 )

@@ -252,8 +252,8 @@ def test_a_key_whose_message_is_purged_at_that_moment_is_to_be_enqueued_again(
     first = postgres_place.enqueue(outbox, "a")
     postgres_place.purged.add("a")
 
-    def add_then_purge(*given: Any) -> int | None:
-        known = add(*given)
+    def add_then_purge(*given: Any, **how: Any) -> int | None:
+        known = add(*given, **how)
         with postgres_place.database.begin() as connection:
             connection.execute(sa.delete(message).where(message.c.id == first))
         return known
