@@ -223,12 +223,27 @@ class Claims:
             batches = self._claim(connection, name, asks, {})
         return batches
 
+    def claim_along(self, connection: Connection, name: str, asks: Sequence[Sequence[Lane]]) -> list[Batch | None]:
+        """The same in a transaction that holds messages already: none at all where the destination's row would be locked."""
+        marks = self._marks.read(name, self._ambient.monotonic())
+        batches = self._claim(connection, name, asks, marks, along=True)
+        if marks and not any(batches):
+            self._marks.drop(name)
+            return []
+        return batches
+
     def came_back(self, name: str) -> None:
         """Messages of a destination are pending again: the next claim looks from the beginning."""
         self._marks.drop(name)
 
     def _claim(
-        self, connection: Connection, name: str, asks: Sequence[Sequence[Lane]], marks: Mapping[Lane, datetime]
+        self,
+        connection: Connection,
+        name: str,
+        asks: Sequence[Sequence[Lane]],
+        marks: Mapping[Lane, datetime],
+        *,
+        along: bool = False,
     ) -> list[Batch | None]:
         policy = self._destinations[name].policy
         when = self.when(name)
@@ -239,6 +254,9 @@ class Claims:
         seen = outlook.standing
         bucket = None
         limited = policy.rate is not None or policy.in_flight is not None or seen.breaker.ramp is not None
+        # The destination's row is locked before messages are, and those who record together hold some.
+        if along and (limited or passage(seen.breaker, when.invented, policy) is not Passage.FREE):
+            return []
         if limited:
             # Whoever wants to pass does so one after the other, so that what is counted stays true.
             seen = breaker.standing(connection, name, lock=True)

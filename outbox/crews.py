@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from outbox.dispatcher import Dispatcher
+from outbox.dispatcher import Dispatcher, Took
 from outbox.limits import lane_order
 from outbox.metronome import Loop
 from outbox.model import Lane
@@ -53,7 +53,6 @@ class SenderLoop(Loop):
     after: Callable[[], object] = field(kw_only=True)
     why: Why = Why.NUDGE
     claims: int = 0  #: requests since it was woken
-    claimed: bool = False  #: in this round
 
     def woken(self, why: Why) -> None:
         """It is about to run, and this is why."""
@@ -61,13 +60,15 @@ class SenderLoop(Loop):
         self.sender.told = why is not Why.SIBLING
 
     def rest(self, again: float | None) -> float | None:
-        # One that has sent something in vain waits, and so leaves the destination some peace.
-        if again is None:
-            return self.retry if self.claimed else None
-        return min(again, self.retry)
+        if again is not None:
+            return min(again, self.retry)
+        if self.sender.took is not Took.IN_VAIN:
+            return None
+        # It waits, and so leaves the destination some peace. A look while it was sending could not tell until when.
+        self.crew.more = True
+        return self.retry
 
     def begins(self) -> None:
-        self.claimed = False
         if self.timed:
             self.why, self.claims, self.timed = Why.NUDGE, 0, False
 
@@ -76,35 +77,37 @@ class SenderLoop(Loop):
             self.crew.fruitless_until = time.monotonic() + self.retry
 
     def rests(self, pause: float | None) -> None:
-        # After an upload in vain somebody else must learn until when the destination is left alone.
-        if pause is None or self.claimed:
+        if pause is None:
             self.after()
 
 
 class Sender:
-    """The round of a sender: one turn of one destination, in the lanes whose turn it is; without a number, in the large one."""
+    """The round of a sender: turns of one destination, in the lanes whose turn it is; without a number, in the large one."""
 
     def __init__(self, dispatcher: Dispatcher, name: str, number: int | None, policy: Policy) -> None:
         self._dispatcher = dispatcher
         self._name = name
         self._turn = number
         self._policy = policy
-        self._moved = False
+        self.took = Took.NOTHING  #: how its last turn ended
         self.told = False  #: somebody has looked, or was told, that there is something
 
     def __call__(self) -> float | None:
-        if self._turn is None:
-            lanes: tuple[Lane, ...] = (Lane.LARGE,)
-        else:
-            lanes = lane_order(self._turn)
-            self._turn += 1
         # After a turn that moved something there is most likely more: no need to look first.
-        peek, self._moved, self.told = not (self._moved or self.told), False, False
-        self._moved = self._dispatcher.turn(self._name, lanes, peek=peek)
-        if self._moved:
+        peek = not (self.told or self.took is Took.MORE)
+        self.told, self.took = False, Took.NOTHING
+        self.took = self._dispatcher.work(self._name, self._lanes, peek=peek)
+        if self.took is Took.MORE:
             return 0.0
         wait = self._dispatcher.wait_for_rate(self._name)
         if wait is None or self._policy.rate is None:
             return None
         # Spread out, so that of many senders not all run for the same request: the bucket keeps what they leave.
         return SHORTEST_WAIT + wait + random.random() * self._policy.senders / self._policy.rate
+
+    def _lanes(self) -> Sequence[Lane]:
+        """The lanes of the next turn."""
+        if self._turn is None:
+            return (Lane.LARGE,)
+        self._turn += 1
+        return lane_order(self._turn - 1)

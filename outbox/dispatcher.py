@@ -6,18 +6,18 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from enum import Enum, auto
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox import blame
+from outbox import blame, telling
 from outbox.ambient import Ambient
 from outbox.claims import Claims, Horizon, WorkerGone
-from outbox.counting import counted
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import OutboxError
@@ -55,6 +55,31 @@ log = logging.getLogger("outbox.dispatcher")
 
 #: A send that begins this many seconds after its claim looks once more whether a person has paused the destination.
 _STALE_AFTER = 0.5
+#: Turns follow each other for so many seconds, before whoever takes them hears how it went.
+_STRETCH = 1.0
+
+
+class Took(Enum):
+    """How the last turn of a stretch ended."""
+
+    NOTHING = auto()  #: nothing was there to claim
+    IN_VAIN = auto()  #: what was sent moved nothing: another try would most likely end like it
+    MORE = auto()  #: something moved, and there may be more
+
+
+class _Asked(NamedTuple):
+    """An outcome that is to be recorded, and the lanes in which the same thread would claim next, if it would."""
+
+    result: Result
+    lanes: Sequence[Lane] | None
+
+
+class _Done(NamedTuple):
+    """What was written of a result; and whether a claim was made with it, and what that found."""
+
+    written: dict[int, Settlement]
+    looked: bool = False
+    batch: Batch | None = None
 
 
 class Dispatcher:
@@ -87,7 +112,7 @@ class Dispatcher:
         self._claiming_for: ForEach[Together[Sequence[Lane], Batch | None]] = ForEach(
             lambda name: Together(lambda asks: self._claim(name, asks))
         )
-        self._recording_for: ForEach[Together[Result, dict[int, Settlement]]] = ForEach(lambda _: Together(self._record))
+        self._recording_for: ForEach[Together[_Asked, _Done]] = ForEach(lambda _: Together(self._record))
         self._held: set[int] = set()
         self._unrecorded: list[Result] = []
         self._untold: set[tuple[str, int]] = set()
@@ -108,17 +133,30 @@ class Dispatcher:
         if batch is None:
             return False
         verdict, trace_id = self._deliver(batch, began)
-        size = len(batch.messages)
-        self._record_or_keep(
-            Result(batch.delivery, batch.worker, name, batch.messages, size, verdict, batch.probe_until, trace_id=trace_id)
-        )
-        match verdict:
-            case Delivered() | Reject():
-                return True
-            case NotSent(accused=accused):
-                return accused is not None
-            case _:
-                return False
+        self._record_or_keep(_result(batch, verdict, trace_id))
+        return _moves(verdict)
+
+    def work(self, name: str, lanes: Callable[[], Sequence[Lane]], *, peek: bool = True) -> Took:
+        """Turn after turn for a while, until one moves nothing; `lanes` gives those of each.
+
+        As `turn`, but what a turn records and what the next one claims are one transaction, where that is allowed.
+        """
+        self.record_leftovers()
+        mine = lanes()
+        if peek and not self._claims.anything_due(name, mine):
+            return Took.NOTHING
+        began = self._ambient.monotonic()
+        ends = began + _STRETCH
+        batch = self._claiming_for[name].ask(mine)
+        while batch is not None:
+            verdict, trace_id = self._deliver(batch, began)
+            result = _result(batch, verdict, trace_id)
+            began = self._ambient.monotonic()
+            if not _moves(verdict) or began >= ends:
+                self._record_or_keep(result)
+                return Took.MORE if _moves(verdict) else Took.IN_VAIN
+            batch = self._record_and_claim(result, lanes())
+        return Took.NOTHING
 
     def look_ahead(self, names: Sequence[str]) -> dict[str, Horizon]:
         """What there is to do for each of these destinations, now or later; reads only."""
@@ -236,6 +274,16 @@ class Dispatcher:
             self._claiming -= 1
             self._held.update(claimed)
 
+    def _record_and_claim(self, result: Result, lanes: Sequence[Lane]) -> Batch | None:
+        """Record an outcome and claim the next batch: at once if nothing speaks against it, else one after the other."""
+        with self._lock:
+            left = bool(self._unrecorded)  # those are recorded before anything else is sent
+        done = self._record_or_keep(result, lanes=None if left else lanes)
+        if done.looked:
+            return done.batch
+        self.record_leftovers()
+        return None if self._stopping() else self._claiming_for[result.destination].ask(lanes)
+
     def _deliver(self, batch: Batch, claimed_at: float) -> tuple[Verdict, str | None]:
         """What became of a batch, and the trace it was sent in; a stop of ours is nobody's fault."""
         destination = self._destinations[batch.destination]
@@ -260,36 +308,57 @@ class Dispatcher:
             return "the database went away before the send began"
         return "paused before the send began" if stop is Stop.PAUSE else None
 
-    def _record_or_keep(self, result: Result, *, again: bool = False) -> None:
+    def _record_or_keep(self, result: Result, *, again: bool = False, lanes: Sequence[Lane] | None = None) -> _Done:
         try:
-            written = self._write(result, again=True) if again else self._recording_for[result.destination].ask(result)
+            if again:
+                done = _Done(self._write(result, again=True))
+            else:
+                done = self._recording_for[result.destination].ask(_Asked(result, lanes))
         except BaseException:
             with self._lock:
                 self._unrecorded.append(result)
             raise
         with self._lock:
             self._held.discard(result.delivery)
-        self._say(result, written)
-        self._watcher.recorded(Recorded(result, written))
+        telling.of_delivery(result, done.written)
+        self._watcher.recorded(Recorded(result, done.written))
+        return done
 
-    def _record(self, results: Sequence[Result]) -> list[dict[int, Settlement]]:
-        """What came to its end at this moment under one name of ours."""
-        return self._write_all(list(itertools.takewhile(lambda each: each.worker == results[0].worker, results)))
+    def _record(self, asked: Sequence[_Asked]) -> list[_Done]:
+        """What came to its end at this moment under one name of ours; and for those who claim next, what there is."""
+        asked = list(itertools.takewhile(lambda each: each.result.worker == asked[0].result.worker, asked))
+        claimed: list[Batch | None] = []
+        lanes = [each.lanes for each in asked if each.lanes is not None]
+        written = self._write_all([each.result for each in asked], lanes=lanes, claimed=claimed)
+        batches = iter(claimed)
+        return [
+            _Done(each, True, next(batches)) if claimed and ask.lanes is not None else _Done(each)
+            for each, ask in zip(written, asked, strict=True)
+        ]
 
     def _write(self, result: Result, *, again: bool = False) -> dict[int, Settlement]:
         return self._write_all([result], again=again)[0]
 
-    def _write_all(self, results: Sequence[Result], *, again: bool = False) -> list[dict[int, Settlement]]:
+    def _write_all(
+        self,
+        results: Sequence[Result],
+        *,
+        again: bool = False,
+        lanes: Sequence[Sequence[Lane]] = (),
+        claimed: list[Batch | None] | None = None,
+    ) -> list[dict[int, Settlement]]:
         """One short transaction: the destination's row, the messages with their attempts, the deliveries; all of one worker's.
 
         Returns what became of the messages whose claim still held. `again`: an earlier try failed, perhaps with its COMMIT done
-        and only the news of it lost; then nobody is charged a second time.
+        and only the news of it lost; then nobody is charged a second time. For each of `lanes` the next batch is put into
+        `claimed`, unless that must wait until this is committed.
         """
         name, worker = results[0].destination, results[0].worker
         when = self._claims.when(name)
         declared = self._destinations.get(name)
         policy = declared.policy if declared else Policy()
-        with self._database.begin() as connection:
+        claims: AbstractContextManager[list[int]] = self._claim_under_way() if lanes else nullcontext([])
+        with claims as hold, self._database.begin() as connection:
             done = again and recording.ended_as(connection, results[0].delivery, outcome(results[0].verdict))
             well = all(isinstance(each.verdict, Delivered) for each in results) and blame.is_well(connection, name)
             settled = {
@@ -306,6 +375,10 @@ class Dispatcher:
             with_files = [each.id for each in delivered if each.attachments and each.id in recorded.written]
             if with_files and self.free_after is not None:
                 recording.free_later(connection, with_files, when.now + self.free_after)
+            batches = self._claim_along(connection, worker, name, lanes) if lanes and well else []
+            hold.extend(each.delivery for each in batches if each is not None)
+        if claimed is not None:
+            claimed += batches
         with self._lock:
             self._untold |= {(name, each) for each in recorded.shares}
         became = [
@@ -315,6 +388,17 @@ class Dispatcher:
         if any(made.state is State.PENDING for each in became for made in each.values()):
             self._claims.came_back(name)
         return became
+
+    def _claim_along(
+        self, connection: Connection, worker: str, name: str, lanes: Sequence[Sequence[Lane]]
+    ) -> list[Batch | None]:
+        """The next batches, claimed in the transaction that records the last ones; none if that is not for now."""
+        if self._stopping() or worker != self._identity():
+            return []
+        try:
+            return self._claims.claim_along(connection, name, lanes)
+        except WorkerGone:  # what was sent is written down all the same; whoever claims next hears of it
+            return []
 
     def _settled(
         self, connection: Connection, result: Result, policy: Policy, when: When, *, blamed: bool
@@ -362,63 +446,26 @@ class Dispatcher:
                 each.id,
                 each.destination,
                 verdict.facts.text,
-                extra=_ids_of(result) | {"outcome": outcome(verdict).value},
+                extra=telling.ids_of(result) | {"outcome": outcome(verdict).value},
             )
-            self._say_of_messages(result, written)
+            telling.of_messages(result, written)
             self._watcher.recorded(Recorded(result, written))
         return len(found)
 
-    def _say(self, result: Result, written: Mapping[int, Settlement]) -> None:
-        ids = _ids_of(result)
-        if lost := len(result.messages) - len(written):
-            log.warning(
-                "the claim on %s of delivery %s was lost; their outcome (%s) is kept as late",
-                counted(lost, "message"),
-                result.delivery,
-                outcome(result.verdict),
-                extra=ids,
-            )
-        facts = result.verdict.facts
-        log.log(
-            logging.INFO if isinstance(result.verdict, Delivered) else logging.WARNING,
-            "%s: delivery %s to %s, %s%s",
-            outcome(result.verdict),
-            result.delivery,
-            result.destination,
-            counted(len(result.messages), "message"),
-            f": {facts.text}" if facts.text and not isinstance(result.verdict, Delivered) else "",
-            extra=ids
-            | {
-                "outcome": outcome(result.verdict).value,
-                "status": facts.status,
-                "code": facts.code,
-                "request_id": facts.request_id,
-                "message_ids": [message.id for message in result.messages],
-            },
-        )
-        self._say_of_messages(result, written)
 
-    def _say_of_messages(self, result: Result, written: Mapping[int, Settlement]) -> None:
-        """A line for each message, for whoever looks for one; each with the trace that it was enqueued in."""
-        if not log.isEnabledFor(logging.DEBUG):
-            return
-        ids = _ids_of(result)
-        for message in result.messages:
-            became = written.get(message.id)
-            own = {
-                "message_id": message.id,
-                "message_key": message.key,
-                "trace_id": trace_id_of(message.traceparent),
-                "outcome": (became.outcome if became else outcome(result.verdict)).value,
-            }
-            state = f"is {became.state.value}" if became else "is not ours any more"
-            log.debug("message %s (%s) %s: %s", message.id, message.key, state, own["outcome"], extra=ids | own)
+def _result(batch: Batch, verdict: Verdict, trace_id: str | None) -> Result:
+    size = len(batch.messages)
+    return Result(
+        batch.delivery, batch.worker, batch.destination, batch.messages, size, verdict, batch.probe_until, trace_id=trace_id
+    )
 
 
-def _ids_of(result: Result) -> dict[str, Any]:
-    return {
-        "delivery_id": result.delivery,
-        "destination": result.destination,
-        "worker_id": result.worker,
-        "trace_id": result.trace_id,
-    }
+def _moves(verdict: Verdict) -> bool:
+    """Whether an outcome moves something, so that another turn is worth while at once."""
+    match verdict:
+        case Delivered() | Reject():
+            return True
+        case NotSent(accused=accused):
+            return accused is not None
+        case _:
+            return False

@@ -182,7 +182,6 @@ class Lookout(Watcher):
         loop = self._metronome.here
         self.news += 1
         if isinstance(loop, SenderLoop):
-            loop.claimed = True
             loop.claims += 1
             loop.crew.fruitless_until = 0.0
             if loop.crew.sleeping is None:

@@ -14,13 +14,15 @@ Made = TypeVar("Made")
 class _Place(Generic[Ask, Answer]):
     """One who waits in the queue."""
 
-    __slots__ = ("answer", "ask", "error", "served")
+    __slots__ = ("answer", "ask", "error", "served", "turn")
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
         self.served = False
         self.answer: Answer
         self.error: BaseException | None = None
+        self.turn = threading.Lock()  #: held until it is served, or is the one to serve
+        self.turn.acquire()
 
 
 class Together(Generic[Ask, Answer]):
@@ -33,31 +35,26 @@ class Together(Generic[Ask, Answer]):
     def __init__(self, serve: Callable[[Sequence[Ask]], Sequence[Answer]]) -> None:
         self._serve = serve
         self._queue: list[_Place[Ask, Answer]] = []
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._busy = False
 
     def ask(self, ask: Ask) -> Answer:
         """The answer, from whoever serves first."""
         mine: _Place[Ask, Answer] = _Place(ask)
-        with self._changed:
+        with self._lock:
             self._queue.append(mine)
-        while self._must_serve(mine):
+            first, self._busy = not self._busy, True
+        if not first:
+            mine.turn.acquire()
+        if not mine.served:
             self._serve_all()
         if mine.error is not None:
             raise mine.error
         return mine.answer
 
-    def _must_serve(self, mine: _Place[Ask, Answer]) -> bool:
-        """Wait for the answer, or for nobody to be serving."""
-        with self._changed:
-            self._changed.wait_for(lambda: mine.served or not self._busy)
-            if mine.served:
-                return False
-            self._busy = True
-            return True
-
     def _serve_all(self) -> None:
-        with self._changed:
+        """Serve those who wait by now, of whom the first does it, and hand over to the next."""
+        with self._lock:
             places = self._queue[:]
         answers: Sequence[Answer] = ()
         error = None
@@ -65,14 +62,17 @@ class Together(Generic[Ask, Answer]):
             answers = self._serve([each.ask for each in places])
         except BaseException as raised:  # noqa: BLE001 (it is raised for each of them)
             error = raised
-        with self._changed:
-            for each in places if error is not None else places[: len(answers)]:
-                each.error, each.served = error, True
-            for each, answer in zip(places, answers, strict=False):
-                each.answer = answer
-            self._queue = [each for each in self._queue if not each.served]
-            self._busy = False
-            self._changed.notify_all()
+        served = places if error is not None else places[: len(answers)]
+        for each, answer in zip(places, answers, strict=False):
+            each.answer = answer
+        for each in served:
+            each.error, each.served = error, True
+        with self._lock:
+            self._queue = self._queue[len(served) :]
+            self._busy = bool(self._queue)
+            next_up = self._queue[:1]
+        for each in (*next_up, *served[1:]):
+            each.turn.release()
 
 
 class ForEach(dict[str, Made]):

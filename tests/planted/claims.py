@@ -164,6 +164,29 @@ def declare_gone(""",
             verdict, trace_id = self._deliver(batch, began)
 """,
             ),
+            Edit(
+                DISPATCHER,
+                """\
+        batch = self._claiming_for[name].ask(mine)
+        while batch is not None:
+            verdict, trace_id = self._deliver(batch, began)
+            result = _result(batch, verdict, trace_id)
+            began = self._ambient.monotonic()
+            if not _moves(verdict) or began >= ends:
+""",
+                """\
+        while True:
+            with self._claim_under_way() as hold, self._database.begin() as connection:
+                batch = self._claims.claim(connection, name, mine)
+                if batch is None:
+                    break
+                hold.append(batch.delivery)
+                verdict, trace_id = self._deliver(batch, began)
+            result = _result(batch, verdict, trace_id)
+            began = self._ambient.monotonic()
+            if True:
+""",
+            ),
         ),
         (
             "tests/story/test_crash_points.py::test_a_process_that_is_killed_at_any_point_is_made_good[sqlite-lose an answer]",
