@@ -94,14 +94,18 @@ class Pulse:
 
 @pytest.fixture
 def pulse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pulse]:
+    """Looks at what there is to do, and stretches of work on it."""
     felt = Pulse()
-    turn = Dispatcher.turn
 
-    def noted(self: Dispatcher, *args: Any, **options: Any) -> bool:
-        felt.turns.append(time.monotonic())
-        return turn(self, *args, **options)
+    def noting(function: Any) -> Any:
+        def noted(self: Dispatcher, *args: Any, **options: Any) -> Any:
+            felt.turns.append(time.monotonic())
+            return function(self, *args, **options)
 
-    monkeypatch.setattr(Dispatcher, "turn", noted)
+        return noted
+
+    for name in ("look_ahead", "work"):
+        monkeypatch.setattr(Dispatcher, name, noting(getattr(Dispatcher, name)))
     return felt
 
 
