@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 #: Seconds of one slice, and how many rounds of them there are.
 SLICE = 0.7
@@ -204,7 +204,3 @@ def percentile(values: Iterable[float], part: float) -> float:
     """The value that so many hundredths are not above."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(part / 100 * (len(ordered) - 1)))]
-
-
-def as_dict(figure: Figure) -> dict[str, Any]:
-    return asdict(figure)

@@ -165,7 +165,7 @@ class Outbox(Operations, Explaining, Views):
                 done += self._enqueue(checked, target, chunk, len(done))
         except BaseException:
             if added := [each.id for each in done if each.new]:
-                entering.withdraw(_connection(checked), added)
+                entering.withdraw(_connection(checked), added, self.ambient.now())
             raise
         return done
 

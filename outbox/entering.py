@@ -65,15 +65,15 @@ def enter(
                     arriving.add_file(connection, file, now)
             arriving.attach(connection, {message_id: each.attachments for each, message_id in added if each.attachments})
     except BaseException:
-        withdraw(connection, mine)
+        withdraw(connection, mine, now)
         raise
     return entered
 
 
-def withdraw(connection: Connection, ids: Iterable[int]) -> None:
+def withdraw(connection: Connection, ids: Iterable[int], now: datetime) -> None:
     """Undo the entering of messages: there must be none without its files, nor a part of those that belong together."""
     with contextlib.suppress(Exception):  # the connection may be lost, and a transaction with it
-        arriving.withdraw(connection, list(ids))
+        arriving.withdraw(connection, list(ids), now)
 
 
 def spool_again(name: str) -> str:

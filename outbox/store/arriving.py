@@ -167,16 +167,28 @@ def freed(connection: Connection, names: Collection[str]) -> set[str]:
     return set(names) - set(kept)
 
 
-def withdraw(connection: Connection, ids: Collection[int]) -> None:
-    """Undo the adding of messages in the same transaction, for a caller who goes on after an error."""
-    _WITHDRAW.run(connection, {"rows": document((message.c.id,), ([each] for each in ids))})
+def withdraw(connection: Connection, ids: Collection[int], now: datetime) -> None:
+    """Undo the adding of messages in the same transaction, for a caller who goes on after an error.
+
+    The files that were copied for them may be freed from now on, unless another message needs them.
+    """
+    values = {"rows": document((message.c.id,), ([each] for each in ids)), "free_at": now}
+    _LET_GO.run(connection, values)
+    _WITHDRAW.run(connection, values)
+
+
+def _let_go(connection: Connection) -> Any:
+    mine = attachment.c.message_id.in_(select(*listed(connection, "rows", (message.c.id,)).c))
+    # One that was spooled ahead says already until when it is kept.
+    copied = (file.c.name.in_(select(attachment.c.file).where(mine)), file.c.free_at.is_(None))
+    return update(file).where(*copied).values(free_at=parameter(file.c.free_at))
 
 
 def _withdraw(connection: Connection) -> Any:
     return delete(message).where(message.c.id.in_(select(*listed(connection, "rows", (message.c.id,)).c)))
 
 
-_WITHDRAW = Ready(_withdraw)
+_LET_GO, _WITHDRAW = Ready(_let_go), Ready(_withdraw)
 
 
 def attach(connection: Connection, attachments: Mapping[int, Sequence[Attachment]]) -> None:

@@ -157,6 +157,6 @@ def test_a_withdrawn_message_was_never_there(database: Database) -> None:
     with database.begin() as connection:
         message_id = put(connection, "a")
 
-        arriving.withdraw(connection, [message_id])
+        arriving.withdraw(connection, [message_id], NOW)
 
         assert arriving.named(connection, "enos", "a") is None

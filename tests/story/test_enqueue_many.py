@@ -133,6 +133,22 @@ def test_a_fault_far_behind_leaves_nothing_although_the_caller_commits(place: Pl
     assert 0 == count(place.database, attachment)
 
 
+def test_files_of_what_was_taken_back_are_freed_in_time(place: Place, outbox: Outbox) -> None:
+    ahead = outbox.spool(b"for another message, later")
+    laden = [
+        Entry(event("one", "photo"), files=PHOTO),
+        Entry(event("two", "photo"), files={"photo": ahead}),
+        *(event() for _ in range(HANDFUL)),
+    ]
+    with place.engine.begin() as connection:
+        with pytest.raises(Refused):
+            outbox.enqueue_many(connection, "enos", [*laden, {"assetId": "a"}])
+        outbox.enqueue(connection, "enos", event("kept", "photo"), files=PHOTO, key="kept")
+
+    assert 1 == outbox.free_files()
+    assert 2 == len(place.spooled())
+
+
 def test_a_generator_that_fails_leaves_nothing(place: Place, outbox: Outbox) -> None:
     def generate() -> Iterator[dict[str, Any]]:
         for _ in range(HANDFUL + 1):
