@@ -94,11 +94,16 @@ def outlook(connection: Connection, worker_id: str, name: str, marks: Mapping[La
 
 def _outlook(_: Connection) -> Select[Any]:
     name, instant = parameter(destination.c.name, "destination"), message.c.due_at
-    # The first entry of a small index each: whether it is due does not matter yet.
+    # The first entry of a small index each: whether it is due does not matter yet. In its order: asked whether there is any at
+    # all, Postgres may read the table from its beginning, where what was delivered is.
     lanes = [
-        exists(select(message.c.id).where(*_queue(name, lane.value), instant >= parameter(instant, f"low_{lane}"))).label(
-            f"any_{lane}"
-        )
+        select(message.c.id)
+        .where(*_queue(name, lane.value), instant >= parameter(instant, f"low_{lane}"))
+        .order_by(instant, message.c.id)
+        .limit(literal_column("1"))
+        .scalar_subquery()
+        .is_not(None)
+        .label(f"any_{lane}")
         for lane in Lane
     ]
     going = (head.c.due_at.is_not(None), head.c.claimed_by.is_(None), head.c.blocked_by.is_(None))
