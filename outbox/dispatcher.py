@@ -365,7 +365,7 @@ class Dispatcher:
                 each.delivery: self._settled(connection, each, policy, when, blamed=not (done or well)) for each in results
             }
             if done:
-                return [{each: settlement for each, (_, settlement) in settled[results[0].delivery].items()}]
+                return [settled[results[0].delivery]]
             recorded = recording.record(
                 connection, worker, settled, when, keep_late=results[0].witnessed, skip=policy.on_dead == "skip"
             )
@@ -382,8 +382,7 @@ class Dispatcher:
         with self._lock:
             self._untold |= {(name, each) for each in recorded.shares}
         became = [
-            {each: made for each, (_, made) in settled[result.delivery].items() if each in recorded.written}
-            for result in results
+            {each: made for each, made in settled[result.delivery].items() if each in recorded.written} for result in results
         ]
         if any(made.state is State.PENDING for each in became for made in each.values()):
             self._claims.came_back(name)
@@ -402,24 +401,21 @@ class Dispatcher:
 
     def _settled(
         self, connection: Connection, result: Result, policy: Policy, when: When, *, blamed: bool
-    ) -> dict[int, tuple[int, Settlement]]:
+    ) -> dict[int, Settlement]:
         """What becomes of each message of a delivery, after what it says about its destination is written."""
         verdict = replace(result.verdict, facts=fit_for_a_row(result.verdict.facts))
         spared = blamed and blame.place(connection, result, policy, when.invented, self._ambient.random())
         recovered = self._recovered(connection, result)
         return {
-            message.id: (
-                message.attempt,
-                settle(
-                    message,
-                    verdict,
-                    result.size,
-                    policy,
-                    when.invented,
-                    self._ambient.random(),
-                    recovered=message.id in recovered,
-                    spared=spared,
-                ),
+            message.id: settle(
+                message,
+                verdict,
+                result.size,
+                policy,
+                when.invented,
+                self._ambient.random(),
+                recovered=message.id in recovered,
+                spared=spared,
             )
             for message in result.messages
         }

@@ -194,9 +194,9 @@ class Claimed:
     def ids(self) -> list[int]:
         return [message.id for message in self.messages]
 
-    def settled(self, **changes: Any) -> dict[int, tuple[int, Settlement]]:
+    def settled(self, **changes: Any) -> dict[int, Settlement]:
         """The same settlement for every message."""
-        return {each.id: (each.attempt, settlement(**changes)) for each in self.messages}
+        return {each.id: settlement(**changes) for each in self.messages}
 
 
 def waiting(
@@ -254,7 +254,7 @@ def keys_claimed(database: Database, claims: Claims) -> list[str]:
 
 
 def record(
-    connection: sa.Connection, delivery_id: int, worker: str, settled: dict[int, tuple[int, Settlement]], now: datetime = NOW
+    connection: sa.Connection, delivery_id: int, worker: str, settled: dict[int, Settlement], now: datetime = NOW
 ) -> set[int]:
     """As the worker does that sent it; the ids written."""
     return recording.record(connection, worker, {delivery_id: settled}, When.certain(now), keep_late=True).written

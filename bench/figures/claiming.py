@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -20,11 +21,10 @@ from bench.figures.delivering import emptied
 from bench.ground import KINDS, NAME, ROOT, Ground, Kind
 from bench.harness import Figure, Target, benchmark, compare, ratios
 from outbox import Lane
+from outbox.database import paired
 from outbox.dispatcher import Dispatcher
 from outbox.presence import Presence
-from outbox.statements import document
 from outbox.store import breaker, claiming, recording
-from outbox.tables import message
 from outbox.transport import Answer, Upload
 
 BATCH = 100
@@ -79,6 +79,7 @@ class Raw:
             self._begin = "BEGIN"
 
         with ground.engine.connect() as connection:
+            self._paired = functools.partial(paired, connection)
             self._statements = {
                 name: ready._plan(connection)  # noqa: SLF001 (the very text that ours executes)
                 for name, ready in {
@@ -87,7 +88,7 @@ class Raw:
                     "start": claiming._START,  # noqa: SLF001
                     "mark": claiming._MARK,  # noqa: SLF001
                     "standing": breaker._SEEN,  # noqa: SLF001
-                    "settle": recording._SETTLE,  # noqa: SLF001
+                    "settle": recording._DELIVERED,  # noqa: SLF001
                     "attempts": recording._ADD_ATTEMPTS,  # noqa: SLF001
                     "finish": recording._FINISH,  # noqa: SLF001
                 }.items()
@@ -108,15 +109,14 @@ class Raw:
         ids = [row[0] for row in self._run("loose", about | come)]
         rows = json.dumps([{"lane": "normal", "messages": len(ids), "bytes": 0, "probe": False}])
         delivery = self._run("start", about | {"started_at": now, "rows": rows})[0][0]
-        claims = document((message.c.id, message.c.delivery_id), [(each, delivery) for each in ids])
+        claims = self._paired([(each, delivery) for each in ids])
         self._run("mark", {"worker": self._worker, "rows": claims})
         self._connection.execute("COMMIT")
         self._connection.execute(self._begin)
         self._run("standing", {"name": NAME})
-        became = {"state": "delivered", "reason": None, "reason_text": None, "failures": 0, "unknowns": 0, "batch_limit": None}
-        self._run("settle", {**became, "suspect": False, "finished_at": now, "worker": self._worker, "rows": claims})
-        tries = json.dumps([{"message_id": each, "number": 1, "delivery_id": delivery, "outcome": "delivered"} for each in ids])
-        self._run("attempts", {"rows": tries, "finished_at": now})
+        became = {"state": "delivered", "reason_text": None, "suspect": False, "finished_at": now}
+        self._run("settle", {**became, "worker": self._worker, "rows": claims})
+        self._run("attempts", {"rows": claims, "outcome": "delivered", "finished_at": now})
         ended = json.dumps([{"id": delivery, "outcome": "delivered", "status": 200, "code": 0, "answer": '{"code":0}'}])
         self._run("finish", {"rows": ended, "finished_at": now})
         self._connection.execute("COMMIT")

@@ -26,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 
-from outbox.database import listed
+from outbox.database import listed, paired, pairs_of
 from outbox.model import Attachment, Lane, Message, Reason, SpooledFile, State
 from outbox.statements import Ready, document, parameter
 from outbox.store import breaker, shares, streams
@@ -290,7 +290,7 @@ def mark_claimed(
         if of_streams := [each.stream_id for each in messages if each.stream_id is not None]:
             place = {"claimed_by": worker_id, "served": number}
             connection.execute(update(head).where(head.c.stream_id.in_(of_streams)).values(place))
-    rows = document(_CLAIM, ((each.id, number) for number, messages in begun.items() for each in messages))
+    rows = paired(connection, ((each.id, number) for number, messages in begun.items() for each in messages))
     marked = {row[0]: row for row in _MARK.run(connection, {"worker": worker_id, "rows": rows}).all()}
     for number, messages in begun.items():
         if of_shares := {each.share_id for each in messages if each.share_id is not None}:
@@ -307,12 +307,8 @@ def mark_claimed(
 _CARRIED = tuple(message.c[{"text": "payload"}.get(name, name)] for name in Message._fields if name != "attachments")
 
 
-#: A message and the delivery that it is claimed for.
-_CLAIM = (message.c.id, message.c.delivery_id)
-
-
 def _mark(connection: Connection) -> Any:
-    taken = listed(connection, "rows", _CLAIM).c
+    taken = pairs_of(connection, "rows").c
     changes = {"state": literal_column("'claimed'"), "claimed_by": parameter(message.c.claimed_by, "worker")}
     return (
         update(message)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, Connection, and_, bindparam, case, exists, func, insert, select, update
 
-from outbox.database import listed
+from outbox.database import listed, paired, pairs_of
 from outbox.model import FINAL, Outcome, State
 from outbox.statements import Ready, document, parameter
 from outbox.store import shares, streams
@@ -38,8 +38,8 @@ class Recorded(NamedTuple):
     shares: set[int]
 
 
-#: What became of the messages of a delivery, by id: the number of the attempt, and the row that each becomes.
-Settled = Mapping[int, tuple[int, Settlement]]
+#: The row that each message of a delivery becomes, by id.
+Settled = Mapping[int, Settlement]
 
 
 def record(
@@ -59,57 +59,59 @@ def record(
     """
     groups: dict[Settlement, list[tuple[int, int]]] = defaultdict(list)
     for delivery_id, settled in deliveries.items():
-        for message_id, (_, settlement) in settled.items():
+        for message_id, settlement in settled.items():
             groups[settlement].append((message_id, delivery_id))
     written: set[int] = set()
     of_streams: set[int] = set()
     of_shares: set[int] = set()
+    lost: list[tuple[int, int, Settlement]] = []
     for settlement, claims in groups.items():
-        statement = _SETTLE if settlement.due_at is None and not settlement.faulted else _SETTLE_LATER
-        values = {"worker": worker_id, "rows": document(_CLAIM, sorted(claims))} | _changes(settlement, when.now)
-        rows: Sequence[Any] = statement.run(connection, values).all()
-        for message_id, stream_id, share_id in rows:
-            written.add(message_id)
-            if stream_id is not None:
-                of_streams.add(stream_id)
-            if share_id is not None and settlement.state is State.PENDING:
-                of_shares.add(share_id)
-    tries = [(each, delivery_id, *settled[each]) for delivery_id, settled in deliveries.items() for each in settled]
-    _add_attempts(connection, [each for each in tries if each[0] in written], when)
-    if keep_late and len(written) < len(tries):
-        _keep_late(connection, [each for each in tries if each[0] not in written])
+        rows = _settled(connection, worker_id, settlement, claims, when)
+        written.update(row[0] for row in rows)
+        of_streams.update(row[1] for row in rows if row[1] is not None)
+        if settlement.state is State.PENDING:
+            of_shares.update(row[2] for row in rows if row[2] is not None)
+        if len(rows) < len(claims):
+            lost += [(*claim, settlement) for claim in claims if claim[0] not in written]
+            claims = [each for each in claims if each[0] in written]
+        if claims:
+            tried = {"rows": paired(connection, claims), "outcome": settlement.outcome.value, "finished_at": when.now}
+            _ADD_ATTEMPTS.run(connection, tried)
+    if keep_late and lost:
+        _keep_late(connection, lost)
     if of_streams:
         streams.release(connection, of_streams, when, skip=skip)
     held = shares.release(connection, of_shares, when) if of_shares else set()
     return Recorded(written, held)
 
 
-#: A message's part in a delivery: its id, that of the delivery, the number of the attempt, what became of it.
-_Try = tuple[int, int, int, Settlement]
-
-
-def _add_attempts(connection: Connection, tries: Sequence[_Try], when: When) -> None:
-    if tries:
-        rows = (
-            (message_id, number, delivery_id, made.outcome)
-            for message_id, delivery_id, number, made in sorted(tries, key=itemgetter(0))
-        )
-        _ADD_ATTEMPTS.run(connection, {"rows": document(_OF_A_TRY, rows), "finished_at": when.now})
-
-
-_OF_A_TRY = (attempt.c.message_id, attempt.c.number, attempt.c.delivery_id, attempt.c.outcome)
+def _settled(
+    connection: Connection, worker_id: str, settlement: Settlement, claims: Sequence[tuple[int, int]], when: When
+) -> Sequence[Any]:
+    """Messages that were claimed for these deliveries and become the same: of each its id, its stream and its share."""
+    if settlement.state is State.DELIVERED:
+        statement = _DELIVERED
+    else:
+        statement = _SETTLE if settlement.due_at is None and not settlement.faulted else _SETTLE_LATER
+    values = {"worker": worker_id, "rows": paired(connection, claims)} | _changes(settlement, when.now)
+    return statement.run(connection, values).all()
 
 
 def _attempts(connection: Connection) -> Any:
-    found = select(parameter(attempt.c.finished_at), *listed(connection, "rows", _OF_A_TRY).c)
-    return insert(attempt).from_select(["finished_at", *(each.name for each in _OF_A_TRY)], found)
+    """The attempt of each of these messages, which still has its number."""
+    tried = pairs_of(connection, "rows").c
+    told = {"finished_at": parameter(attempt.c.finished_at), "outcome": parameter(attempt.c.outcome)}
+    # Looked up for each: in a join a planner may begin with all messages there are.
+    number = select(message.c.attempt).where(message.c.id == tried.id).scalar_subquery()
+    found = select(tried.id, number, tried.delivery_id, *told.values())
+    return insert(attempt).from_select(["message_id", "number", "delivery_id", *told], found)
 
 
 _ADD_ATTEMPTS = Ready(_attempts)
 
 
-def _keep_late(connection: Connection, tries: Sequence[_Try]) -> None:
-    for message_id, delivery_id, _, made in sorted(tries, key=itemgetter(0)):
+def _keep_late(connection: Connection, tries: Sequence[tuple[int, int, Settlement]]) -> None:
+    for message_id, delivery_id, made in sorted(tries, key=itemgetter(0)):
         connection.execute(
             update(attempt)
             .where(
@@ -140,14 +142,10 @@ def _changes(settlement: Settlement, now: datetime) -> dict[str, Any]:
     }
 
 
-#: A message and the delivery that it is claimed for.
-_CLAIM = (message.c.id, message.c.delivery_id)
-
-
-def _settle(connection: Connection, *, later: bool) -> Any:
+def _settle(connection: Connection, *, changed: Sequence[str] = _CHANGED, later: bool = False) -> Any:
     """Claimed messages become what was settled; `later` ones may get a new instant, or remember the delivery as a failure."""
-    claims = listed(connection, "rows", _CLAIM).c
-    changes: dict[str, Any] = {name: parameter(message.c[name]) for name in _CHANGED} | {
+    claims = pairs_of(connection, "rows").c
+    changes: dict[str, Any] = {name: parameter(message.c[name]) for name in changed} | {
         "claimed_by": None,
         "delivery_id": None,
     }
@@ -171,7 +169,9 @@ def _settle(connection: Connection, *, later: bool) -> Any:
     )
 
 
-_SETTLE = Ready(lambda connection: _settle(connection, later=False))
+_SETTLE = Ready(_settle)
+#: What is delivered keeps its counters: to write them as they are has SQLite check them once more.
+_DELIVERED = Ready(lambda connection: _settle(connection, changed=("state", "reason_text", "suspect", "finished_at")))
 _SETTLE_LATER = Ready(lambda connection: _settle(connection, later=True))
 
 

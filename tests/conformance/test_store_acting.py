@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from outbox import Lane, State, migrate
 from outbox.database import Database
-from outbox.model import FINAL, Reason, Selection
+from outbox.model import FINAL, Outcome, Reason, Selection
 from outbox.store import acting, arriving, keeping, shares, streams
 from outbox.store.acting import Action, Page, Window
 from outbox.tables import audit, file, head, share
@@ -60,7 +60,7 @@ def finish(connection: sa.Connection, **how: Any) -> list[int]:
 
 DEAD: dict[str, Any] = {
     "state": State.DEAD,
-    "outcome": "reject",
+    "outcome": Outcome.REJECT,
     "reason": Reason.REJECTED,
     "text": "no such asset",
     "batch_limit": 1,

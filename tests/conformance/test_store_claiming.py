@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from outbox import Lane, State
 from outbox.database import Database
+from outbox.model import Outcome
 from outbox.store import arriving, claiming, living
 from outbox.tables import delivery, head, message
 from outbox.timekeeping import When
@@ -230,7 +231,7 @@ def test_a_blocked_stream_is_left_alone(database: Database) -> None:
         put(connection, ordering_key="pump")
         claimed = claim(connection)
         assert claimed is not None
-        record(connection, claimed.delivery, "w1", {claimed.ids[0]: (1, dead())}, NOW)
+        record(connection, claimed.delivery, "w1", {claimed.ids[0]: dead()}, NOW)
 
         assert claim(connection) is None
 
@@ -317,8 +318,8 @@ def test_a_released_claim_can_be_made_again_under_the_next_number(database: Data
         message_id = put(connection)
         first = claim(connection)
         assert first is not None
-        back = settlement(State.PENDING, "not_sent")
-        record(connection, first.delivery, "w1", {message_id: (1, back)}, NOW)
+        back = settlement(State.PENDING, Outcome.NOT_SENT)
+        record(connection, first.delivery, "w1", {message_id: back}, NOW)
 
         second = claim(connection, "w2")
 
@@ -373,8 +374,8 @@ def test_a_scheduled_message_that_failed_once_waits_like_any_other(database: Dat
         claimed = claim(connection)
         assert claimed is not None
 
-        later = settlement(State.PENDING, "retry", failures=1, due_at=NOW + SECOND)
-        record(connection, claimed.delivery, "w1", {message_id: (1, later)}, NOW)
+        later = settlement(State.PENDING, Outcome.RETRY, failures=1, due_at=NOW + SECOND)
+        record(connection, claimed.delivery, "w1", {message_id: later}, NOW)
 
         assert [message_id] == found(connection, AHEAD)
 
@@ -384,7 +385,7 @@ def test_a_scheduled_message_that_was_given_back_is_still_scheduled(database: Da
         message_id = put(connection, scheduled=True)
         claimed = claim(connection)
         assert claimed is not None
-        record(connection, claimed.delivery, "w1", {message_id: (1, settlement(State.PENDING, "not_sent"))}, NOW)
+        record(connection, claimed.delivery, "w1", {message_id: settlement(State.PENDING, Outcome.NOT_SENT)}, NOW)
 
         assert [] == found(connection, When(NOW, chosen=NOW - SECOND, invented=NOW))
 
@@ -495,7 +496,9 @@ def test_a_suspect_is_under_way_from_its_claim_to_its_record(database: Database)
         claimed = claim(connection)
         assert claimed is not None
         during = [claiming.suspect_under_way(connection, name) for name in ("enos", "elsewhere")]
-        record(connection, claimed.delivery, "w1", claimed.settled(state=State.PENDING, outcome="retry", suspect=True), NOW)
+        record(
+            connection, claimed.delivery, "w1", claimed.settled(state=State.PENDING, outcome=Outcome.RETRY, suspect=True), NOW
+        )
 
         assert (False, [True, False], False) == (before, during, claiming.suspect_under_way(connection, "enos"))
 

@@ -81,7 +81,7 @@ def test_a_stream_that_a_dead_message_blocks_is_stuck_only_where_the_dead_are_sk
         put(connection, ordering_key="pump")
         taken = claim(connection, "w1")
         assert taken is not None
-        record(connection, taken.delivery, "w1", {each.id: (each.attempt, dead()) for each in taken.messages}, NOW)
+        record(connection, taken.delivery, "w1", {each.id: dead() for each in taken.messages}, NOW)
         finish_delivery(connection, taken.delivery, Outcome.REJECT, Facts(), NOW)
 
         seen = living.beat(connection, "w1", NOW, skipping)

@@ -157,7 +157,7 @@ def test_what_is_in_hand_is_finished_and_the_rest_stays_paused(database: Databas
         assert claimed is not None
         pause(connection, "pump")
 
-        assert {first} == record(connection, claimed.delivery, "w1", {first: (1, became)})
+        assert {first} == record(connection, claimed.delivery, "w1", {first: became})
 
         assert became.state == row_of(connection, first).state
         assert [] == ids(connection)
@@ -217,7 +217,7 @@ def test_a_death_while_it_was_paused_is_forgiven_with_the_pause(database: Databa
         first, second = add(connection, "pump", 2, ordered=True)
         claimed = claimed_all(connection)
         pause(connection, "pump")
-        record(connection, claimed.delivery, "w1", {first: (1, dead())})
+        record(connection, claimed.delivery, "w1", {first: dead()})
 
         assert resume(connection, "pump")
 

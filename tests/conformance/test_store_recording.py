@@ -60,7 +60,7 @@ def test_a_settlement_becomes_the_row(database: Database, name: str) -> None:
         message_id = put(connection)
         claimed = claimed_once(connection)
 
-        written = record(connection, claimed.delivery, "w1", {message_id: (1, decided)}, LATER)
+        written = record(connection, claimed.delivery, "w1", {message_id: decided}, LATER)
 
         row = row_of(connection, message_id)
         assert {message_id} == written
@@ -79,7 +79,7 @@ def test_messages_of_one_delivery_may_be_settled_differently(database: Database)
         claimed = claimed_once(connection)
         decided = dict(zip(ids, [settlement(), dead(), settlement(State.PENDING, Outcome.RETRY)], strict=True))
 
-        record(connection, claimed.delivery, "w1", {each: (1, what) for each, what in decided.items()}, NOW)
+        record(connection, claimed.delivery, "w1", decided, NOW)
 
         assert [State.DELIVERED, State.DEAD, State.PENDING] == [row_of(connection, each).state for each in ids]
 
@@ -147,7 +147,7 @@ def test_what_is_left_of_a_claim_is_recorded_and_the_rest_kept_as_late(database:
     with database.begin() as connection:
         ids = [put(connection) for _ in range(2)]
         claimed = claimed_once(connection)
-        lost = {ids[0]: (1, settlement(State.PENDING, Outcome.UNKNOWN))}
+        lost = {ids[0]: settlement(State.PENDING, Outcome.UNKNOWN)}
         record(connection, claimed.delivery, "w1", lost, NOW)
 
         assert {ids[1]} == record(connection, claimed.delivery, "w1", claimed.settled(), NOW)
@@ -182,7 +182,7 @@ def test_a_destination_has_recovered_once_it_delivered_something_since(database:
         failed, untried = put(connection, "failed"), put(connection, "untried", due_at=LATER)
         first = claimed_once(connection)
         faulted = settlement(State.PENDING, Outcome.RETRY, faulted=True)
-        record(connection, first.delivery, "w1", {failed: (1, faulted)}, NOW)
+        record(connection, first.delivery, "w1", {failed: faulted}, NOW)
         finish_delivery(connection, first.delivery, Outcome.RETRY, Facts(503), NOW)
         before = recording.recovered(connection, "enos", [failed, untried])
         second = claimed_once(connection, "w2")
@@ -242,7 +242,7 @@ def test_a_stream_waits_as_long_as_its_head(database: Database) -> None:
         claimed = claimed_once(connection)
         later = settlement(State.PENDING, Outcome.RETRY, failures=1, due_at=LATER)
 
-        record(connection, claimed.delivery, "w1", {first: (1, later)}, NOW)
+        record(connection, claimed.delivery, "w1", {first: later}, NOW)
 
         assert [] == claimed_at(connection, NOW)
         assert [first] == claimed_at(connection, LATER)
@@ -254,7 +254,7 @@ def test_a_dead_message_blocks_its_stream(database: Database) -> None:
         put(connection, ordering_key="pump")
         claimed = claimed_once(connection)
 
-        record(connection, claimed.delivery, "w1", {first: (1, dead())}, NOW)
+        record(connection, claimed.delivery, "w1", {first: dead()}, NOW)
 
         assert [first] == list(connection.execute(sa.select(head.c.blocked_by)).scalars())
 
@@ -266,7 +266,7 @@ def test_a_death_that_was_forgiven_blocks_no_more(database: Database) -> None:
         claimed = claimed_once(connection)
         connection.execute(sa.update(head).values(forgiven=1))
 
-        record(connection, claimed.delivery, "w1", {first: (1, dead())}, NOW)
+        record(connection, claimed.delivery, "w1", {first: dead()}, NOW)
 
         assert [following] == claimed_at(connection, NOW)
 

@@ -169,7 +169,7 @@ def test_a_retried_message_comes_back_when_its_wait_is_over(database: Database) 
         claimed = claimed_all(connection)
 
         back = settlement(State.PENDING, Outcome.RETRY, failures=1, due_at=LATER)
-        record(connection, claimed.delivery, "w1", {retried: (1, back)})
+        record(connection, claimed.delivery, "w1", {retried: back})
 
         assert due_at(connection, "pump") == LATER
         assert [] == ids(connection)
@@ -192,7 +192,7 @@ def test_a_message_that_is_done_holds_up_nobody(database: Database, final: objec
         claimed = claimed_all(connection, limit=1)
         assert [first] == claimed.ids
 
-        record(connection, claimed.delivery, "w1", {first: (1, final)})  # type: ignore[dict-item]
+        record(connection, claimed.delivery, "w1", {first: final})  # type: ignore[dict-item]
 
         assert [second] == claimed_all(connection).ids
         assert due_at(connection, "pump") is None

@@ -25,7 +25,7 @@ def kill(connection: sa.Connection, *, skip: bool = False) -> list[int]:
     """Claim the heads of all streams, and let them die; their ids."""
     claimed = claim(connection)
     assert claimed is not None
-    settled = {each.id: (each.attempt, dead()) for each in claimed.messages}
+    settled = {each.id: dead() for each in claimed.messages}
     recording.record(connection, "w1", {claimed.delivery: settled}, RIGHT, skip=skip)
     return claimed.ids
 

@@ -97,7 +97,7 @@ def claimed_by_two(place: Place) -> None:
 def a_late_record_without_its_fence(place: Place) -> None:
     """Another has the message by now; the record looks at its id alone."""
     with place.database.begin() as connection:
-        record(connection, 1, "w1", {1: (1, settlement(State.PENDING, Outcome.RETRY))})
+        record(connection, 1, "w1", {1: settlement(State.PENDING, Outcome.RETRY)})
         claim(connection, "w2")
         connection.execute(
             sa.update(message).values(state="delivered", claimed_by=None, delivery_id=None, finished_at=place.clock.wall)
@@ -107,7 +107,7 @@ def a_late_record_without_its_fence(place: Place) -> None:
 
 def undone(place: Place) -> None:
     with place.database.begin() as connection:
-        record(connection, 1, "w1", {1: (1, settlement())})
+        record(connection, 1, "w1", {1: settlement()})
         connection.execute(sa.update(message).values(state="pending", finished_at=None))
 
 
