@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import os
 import shutil
 import sqlite3
@@ -232,9 +233,8 @@ def _is_empty(path: Path) -> bool:
     return path.is_file() and path.stat().st_size == 0
 
 
-def _any_text(raw: bytes) -> str:
-    """Text as it is in the database; a damaged one too, which must not hold up all the others."""
-    return raw.decode("utf-8", "surrogateescape")
+#: Text as it is in the database; a damaged one too, which must not hold up all the others. Called for each text that is read.
+_any_text = operator.methodcaller("decode", "utf-8", "surrogateescape")
 
 
 @contextmanager

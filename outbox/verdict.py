@@ -162,6 +162,8 @@ def settle(
     its refusals kill no message any more.
     """
     failures, unknowns = message.failures, message.unknowns
+    if isinstance(verdict, Delivered):
+        return _delivered(failures, unknowns, message.batch_limit)
     # Rounded up: two halves, and not two and a rest, so that n messages are told apart in log2(n) rounds.
     halved = (batch + 1) // 2
 
@@ -179,8 +181,6 @@ def settle(
         return Settlement(State.DEAD, result, failures, unknowns, limit, reason, verdict.facts.text)
 
     match verdict:
-        case Delivered():
-            return _delivered(failures, unknowns, message.batch_limit)
         case Reject() if batch > 1:
             return pending(Outcome.REJECT, halved)
         case Reject(reason=reason):
@@ -240,5 +240,6 @@ def fit_for_a_row(facts: Facts) -> Facts:
 def cleaned(text: str, limit: int = TEXT_LIMIT) -> str:
     """Text from the other side, fit for any database, log or terminal: one line, no controls, no lone surrogates."""
     shown = conceal(text)[: limit + 1].encode("utf-8", "replace").decode("utf-8")
-    shown = "".join(letter if letter.isprintable() else " " for letter in shown)
+    if not shown.isprintable():
+        shown = "".join(letter if letter.isprintable() else " " for letter in shown)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"

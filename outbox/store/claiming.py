@@ -167,8 +167,8 @@ def waiting(
         statement = _LOOSE if when.beyond is None else _LOOSE_BEYOND
         values = {"destination": name, "lane": lane.value, "limit": limit, "mark": mark, "chosen": when.chosen}
         found = statement.run(connection, {**values, "invented": when.invented, "beyond": when.beyond}).all()
-    instants = {row.id: row.due_at for row in found}
-    oldest = [_plain(row) for row in found]
+    instants = {row[0]: row[-1] for row in found}
+    oldest = _plain(found)
     heads = seen is None or seen.streams
     of_streams = streams.take_heads(connection, name, lane, when, limit, _WAITING, skip=skip) if heads else []
     of_shares = shares.take(connection, name, lane, when, limit, _WAITING) if seen is None or seen.shares else []
@@ -180,10 +180,12 @@ def waiting(
     return [each for each in chain.from_iterable(zip_longest(*turned)) if each is not None], instants
 
 
-def _plain(row: Row[Any]) -> Waiting:
-    """A row as the driver has it."""
-    one = Waiting._make(row[:-1])
-    return one if one.expires_at is None else one._replace(expires_at=read_instant(one.expires_at))
+def _plain(rows: Sequence[Row[Any]]) -> list[Waiting]:
+    """Rows as the driver has them."""
+    found = [Waiting._make(row[:-1]) for row in rows]
+    if any(each.expires_at is not None for each in found):
+        found = [each._replace(expires_at=read_instant(each.expires_at)) for each in found]
+    return found
 
 
 def _loose(*, beyond: bool) -> Select[Any]:
@@ -298,13 +300,13 @@ def mark_claimed(
     with_files = [each.id for each in taken if each.files]
     attached = attachments(connection, with_files) if with_files else {}
     return {
-        number: [_message(marked[each.id], attached.get(each.id)) for each in messages if each.id in marked]
+        number: [_message(each, marked[each.id], attached.get(each.id, ())) for each in messages if each.id in marked]
         for number, messages in begun.items()
     }
 
 
-#: What a message carries, in the order that it has: its text is the payload, and its attachments are read by themselves.
-_CARRIED = tuple(message.c[{"text": "payload"}.get(name, name)] for name in Message._fields if name != "attachments")
+#: What a message carries, and what a look at it did not read.
+_CARRIED = (message.c.id, message.c.key, message.c.payload, message.c.failures, message.c.unknowns, message.c.traceparent)
 
 
 def _mark(connection: Connection) -> Any:
@@ -321,8 +323,23 @@ def _mark(connection: Connection) -> Any:
 _MARK = Ready(_mark)
 
 
-def _message(row: Sequence[Any], attached: Sequence[Attachment] | None) -> Message:
-    return Message._make([*row[:-2], tuple(attached or ()), bool(row[-2]), row[-1]])
+def _message(seen: Waiting, carried: Sequence[Any], attached: Sequence[Attachment]) -> Message:
+    number, key, text, failures, unknowns, traceparent = carried
+    return Message(
+        number,
+        key,
+        text,
+        seen.attempt + 1,
+        failures,
+        unknowns,
+        seen.batch_limit,
+        seen.size,
+        seen.file_bytes,
+        seen.files,
+        tuple(attached),
+        bool(seen.suspect),
+        traceparent,
+    )
 
 
 def attachments(connection: Connection, ids: Collection[int]) -> dict[int, list[Attachment]]:

@@ -59,8 +59,11 @@ def record(
     """
     groups: dict[Settlement, list[tuple[int, int]]] = defaultdict(list)
     for delivery_id, settled in deliveries.items():
+        last = None
         for message_id, settlement in settled.items():
-            groups[settlement].append((message_id, delivery_id))
+            if settlement is not last:  # most are the very same
+                last, group = settlement, groups[settlement]
+            group.append((message_id, delivery_id))
     written: set[int] = set()
     of_streams: set[int] = set()
     of_shares: set[int] = set()
