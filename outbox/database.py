@@ -596,6 +596,11 @@ class Database:
         """`sqlite` or `postgresql`."""
         return self._url.get_backend_name()
 
+    @property
+    def writers(self) -> int:
+        """How many transactions that write are worth having at once: on SQLite each waits for the one before anyhow."""
+        return 1 if self.kind == "sqlite" else 2
+
 
 def _path_of(url: URL) -> str | None:
     name = url.database

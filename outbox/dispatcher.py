@@ -109,10 +109,11 @@ class Dispatcher:
         self._watcher = Watchers([watcher] if watcher else [])
         self._lock = threading.Lock()
         self._claiming = 0
+        at_once = database.writers
         self._claiming_for: ForEach[Together[Sequence[Lane], Batch | None]] = ForEach(
-            lambda name: Together(lambda asks: self._claim(name, asks))
+            lambda name: Together(lambda asks: self._claim(name, asks), at_once)
         )
-        self._recording_for: ForEach[Together[_Asked, _Done]] = ForEach(lambda _: Together(self._record))
+        self._recording_for: ForEach[Together[_Asked, _Done]] = ForEach(lambda _: Together(self._record, at_once))
         self._held: set[int] = set()
         self._unrecorded: list[Result] = []
         self._untold: set[tuple[str, int]] = set()

@@ -24,7 +24,7 @@ CHANNEL, _LISTEN = "outbox", "LISTEN outbox"
 #: The name that stands for any destination.
 ANY = ""
 #: Seconds between two looks at a SQLite database; when a commit of this process is on its way; and for how long it may be.
-_LOOK_EVERY = 0.04
+_LOOK_EVERY = 0.065
 _LOOK_SHARPLY = 0.001
 _AWAITED_FOR = 1.0
 #: Nanoseconds after which a file that was not touched since has its time for itself: clocks of file systems are coarse.

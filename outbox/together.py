@@ -29,33 +29,36 @@ class Together(Generic[Ask, Answer]):
     """What is asked while others are being served waits, and is then served as a whole: many commits become one.
 
     `serve` answers the first of those that ask, as many as it likes but one at least, in their order; what it raises is raised
-    for all of them.
+    for all of them. `at_once` is how many may serve at the same time, each those that waited when it began.
     """
 
-    def __init__(self, serve: Callable[[Sequence[Ask]], Sequence[Answer]]) -> None:
+    def __init__(self, serve: Callable[[Sequence[Ask]], Sequence[Answer]], at_once: int = 1) -> None:
         self._serve = serve
         self._queue: list[_Place[Ask, Answer]] = []
         self._lock = threading.Lock()
-        self._busy = False
+        self._free = at_once
 
     def ask(self, ask: Ask) -> Answer:
         """The answer, from whoever serves first."""
         mine: _Place[Ask, Answer] = _Place(ask)
         with self._lock:
-            self._queue.append(mine)
-            first, self._busy = not self._busy, True
+            first = self._free > 0
+            if first:
+                self._free -= 1
+            else:
+                self._queue.append(mine)
         if not first:
             mine.turn.acquire()
         if not mine.served:
-            self._serve_all()
+            self._serve_all(mine)
         if mine.error is not None:
             raise mine.error
         return mine.answer
 
-    def _serve_all(self) -> None:
+    def _serve_all(self, mine: _Place[Ask, Answer]) -> None:
         """Serve those who wait by now, of whom the first does it, and hand over to the next."""
         with self._lock:
-            places = self._queue[:]
+            places, self._queue = [mine, *self._queue], []
         answers: Sequence[Answer] = ()
         error = None
         try:
@@ -68,9 +71,10 @@ class Together(Generic[Ask, Answer]):
         for each in served:
             each.error, each.served = error, True
         with self._lock:
-            self._queue = self._queue[len(served) :]
-            self._busy = bool(self._queue)
-            next_up = self._queue[:1]
+            waiting = places[len(served) :] + self._queue
+            next_up, self._queue = waiting[:1], waiting[1:]
+            if not next_up:
+                self._free += 1
         for each in (*next_up, *served[1:]):
             each.turn.release()
 

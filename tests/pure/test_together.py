@@ -43,7 +43,7 @@ def ask_together(served: Served, *numbers: int) -> list[int | BaseException]:
         assert served.begun.wait(10)
         others = [pool.submit(ask, each) for each in numbers[1:]]
         waiting.wait(10)
-        while len(together._queue) < len(numbers):  # they are on their way
+        while len(together._queue) < len(numbers) - 1:  # they are on their way
             pass
         served.go.set()
         return [each.exception(10) or each.result(10) for each in (first, *others)]

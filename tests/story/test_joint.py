@@ -232,12 +232,37 @@ def test_whoever_asks_while_others_are_served_is_served_with_those_who_came_mean
         assert begun.wait(20)
         for each in (1, 2, 3):
             jobs.append(pool.submit(together.ask, each))
-            eventually(lambda each=each: len(together._queue) > each)
+            eventually(lambda each=each: len(together._queue) == each)
         go_on.set()
         answers = [job.result(20) for job in jobs]
 
     assert [0, 10, 20, 30] == answers
     assert [[0], [1, 2, 3], [3]] == served, "one who was left out is served by itself"
+
+
+def test_where_two_may_serve_at_once_the_second_does_not_wait_and_the_third_does() -> None:
+    both, go_on = threading.Barrier(3), threading.Event()
+    served: list[list[int]] = []
+
+    def serve(asks: Any) -> list[int]:
+        served.append(list(asks))
+        if len(served) <= 2:
+            both.wait(20)
+        assert go_on.wait(20)
+        return list(asks)
+
+    together: Together[int, int] = Together(serve, at_once=2)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(together.ask, each) for each in (1, 2)]
+        both.wait(20)
+        jobs += [pool.submit(together.ask, each) for each in (3, 4)]
+        eventually(lambda: len(together._queue) == 2)
+        go_on.set()
+        answers = [job.result(20) for job in jobs]
+
+    assert [1, 2, 3, 4] == answers
+    assert [[1], [2]] == sorted(served[:2])
+    assert [3, 4] == sorted(each for asks in served[2:] for each in asks)
 
 
 def test_what_serving_raises_is_raised_for_all_and_those_who_come_later_are_served() -> None:
