@@ -34,6 +34,7 @@ class Crew:
 
     destination: str
     large: bool
+    full: int  #: messages that one request may hold
     senders: list[SenderLoop] = field(default_factory=list)
     more: bool = False  #: one of them has taken something since the last look, and others sleep
     fruitless_until: float = 0.0  #: whoever was woken by a look found nothing: not again before this

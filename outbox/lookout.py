@@ -63,7 +63,7 @@ class Lookout(Watcher):
         self._dispatcher, self._names = dispatcher, list(policies)
         for name, policy in policies.items():
             for large, count in ((False, policy.senders), (True, policy.large_senders)):
-                crew = Crew(name, large)
+                crew = Crew(name, large, policy.batch_messages)
                 for number in range(count):
                     sender = Sender(dispatcher, name, None if large else number, policy)
                     place = f"{name}-{number + (policy.senders if large else 0)}"
@@ -186,7 +186,7 @@ class Lookout(Watcher):
             loop.crew.fruitless_until = 0.0
             if loop.crew.sleeping is None:
                 pass
-            elif loop.claims > 1 or loop.why in (Why.MORE, Why.SIBLING):
+            elif loop.claims > 1 or loop.why in (Why.MORE, Why.SIBLING) or 1 < loop.crew.full <= len(batch.messages):
                 self._wake(loop.crew, Why.SIBLING)
             else:
                 loop.crew.more = True  # most likely that was all; somebody looks soon
