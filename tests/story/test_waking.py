@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from outbox import Outbox, Policy, Selection, State, Worker, nudging
 from outbox.ambient import utc_now
+from outbox.crews import SenderLoop, Why
 from outbox.database import Database
 from outbox.dispatcher import Dispatcher, Took
 from outbox.testing import Hold, Receiver
@@ -129,6 +130,24 @@ def test_of_a_backlog_every_sender_has_its_part_soon(place: Place) -> None:
         place.receiver.wait_for(lambda each: each.held == 4, SOON)
         place.receiver.release()
         came(place, *(f"m{number}" for number in range(8)))
+
+
+def test_a_full_request_wakes_the_next_sender_before_it_is_answered(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = place.outbox(Policy(batch_messages=2, senders=2))
+    place.receiver.misbehave(Hold(), Hold())
+    reasons: list[Why] = []
+    woken = SenderLoop.woken
+    monkeypatch.setattr(SenderLoop, "woken", lambda loop, why: (reasons.append(why), woken(loop, why)))
+    with idle(outbox):
+        with place.engine.begin() as connection:
+            for number in range(4):
+                outbox.enqueue(connection, "enos", event(f"m{number}"), key=f"m{number}")
+        place.receiver.wait_for(lambda each: each.held == 2, SOON)
+        unanswered = list(reasons)
+        place.receiver.release()
+        came(place, *(f"m{number}" for number in range(4)))
+
+    assert Why.SIBLING in unanswered
 
 
 def test_one_event_is_one_senders(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
