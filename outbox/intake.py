@@ -7,6 +7,7 @@ import io
 import os
 import re
 import stat
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -195,43 +196,54 @@ def open_source(offered: Offered) -> BinaryIO:
         return cast("BinaryIO", source)
     path = f"files.{offered.name}"
     try:
-        descriptor = _open_in_place(source)
+        descriptor, found, named = _open_in_place(source)
     except OSError as error:
         raise Refused([Fault(path, f"cannot be read: {error.strerror}")]) from None
-    found = os.fstat(descriptor)
-    exchanged = not stat.S_ISREG(found.st_mode) or not (_WALKS or _still(source, found))
-    if exchanged or (offered.rooted and found.st_nlink > 1):
+    same = named is not None and os.path.samestat(found, named)
+    exchanged = not stat.S_ISREG(found.st_mode) or not (same or (_WALKS and not offered.rooted))
+    # As its name says it: what was opened by a link to something outside has one name less when the link is gone again.
+    linked = offered.rooted and max(found.st_nlink, named.st_nlink if named else 0) > 1
+    if exchanged or linked:
         os.close(descriptor)
         raise Refused([Fault(path, "was exchanged while it was being read" if exchanged else _LINKED)])
     return os.fdopen(descriptor, "rb", buffering=0)
-
-
-def _still(path: Path, found: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(found, os.lstat(path))
-    except OSError:
-        return False
 
 
 #: Whether a path can be walked folder by folder; elsewhere a folder on the way could become a link in between.
 _WALKS = hasattr(os, "O_PATH") and os.open in os.supports_dir_fd
 
 
-def _open_in_place(path: Path) -> int:
-    """A descriptor of what lies exactly there: of a path without links, in which nobody can put one on the way any more."""
+def _open_in_place(path: Path) -> tuple[int, os.stat_result, os.stat_result | None]:
+    """A descriptor of what lies exactly there: of a path without links, in which nobody can put one on the way any more.
+
+    And what it is, and what its name stands for in the same folder afterwards; None if for nothing. In this order: what says
+    that it has one name only, and is found by that name after that, has it there.
+    """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     flags |= getattr(os, "O_BINARY", 0)
     if not _WALKS:
-        return os.open(path, flags)
+        descriptor = os.open(path, flags)
+        return descriptor, os.fstat(descriptor), _named(path)
     through = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     folder = os.open(path.anchor, through)
     try:
         for part in path.parts[1:-1]:
             above, folder = folder, os.open(part, through, dir_fd=folder)
             os.close(above)
-        return os.open(path.name, flags, dir_fd=folder)
+        descriptor = os.open(path.name, flags, dir_fd=folder)
+        found = os.fstat(descriptor)
+        # Linux takes a link off a file before it takes away the name: who asks for a name that nobody knows waits for that.
+        _named(f".{uuid.uuid4().hex}", folder)
+        return descriptor, found, _named(path.name, folder)
     finally:
         os.close(folder)
+
+
+def _named(path: str | Path, folder: int | None = None) -> os.stat_result | None:
+    try:
+        return os.stat(path, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
 
 
 def _time_faults(due_at: object, expires_at: object, now: datetime) -> list[Fault]:
