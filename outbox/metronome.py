@@ -22,6 +22,9 @@ from apscheduler.triggers.date import DateTrigger
 
 #: A loop that is this many seconds late was let down by the scheduler.
 _LATE = 1.0
+#: Firings of one loop that the scheduler may have under way: one arms the next before it is over itself, and a firing that the
+#: scheduler takes for one too many is lost. Which of them runs the loop, `take` decides.
+_FIRINGS = 16
 
 
 @dataclass(eq=False)
@@ -68,7 +71,7 @@ class Metronome:
         self._pool: ThreadPoolExecutor | None = None
         self._scheduler = _Scheduler(
             jobstores={"default": MemoryJobStore()},
-            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": _FIRINGS},
             timezone=UTC,
         )
 
