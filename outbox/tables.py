@@ -100,8 +100,12 @@ def read_instant(value: datetime | str | None) -> datetime | None:
 
 def one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
     """A CHECK that a column holds one of an enum's words."""
-    listed = ", ".join(f"'{word.value}'" for word in sorted(words))
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
+    return CheckConstraint(_is_one_of(column, words), name=column)
+
+
+def _is_one_of(column: str, words: Iterable[StrEnum]) -> str:
+    # For a list of three and more, SQLite makes an index first, in every statement, and looks each row up in it.
+    return " OR ".join(f"{column} = '{word.value}'" for word in sorted(words))
 
 
 #: Of these nothing but a migration needs to know, and to make one loads both dialects, a tenth of what a producer imports.
@@ -121,7 +125,7 @@ def schema() -> MetaData:
     return metadata
 
 
-_final = ", ".join(f"'{state.value}'" for state in sorted(FINAL))
+_final = _is_one_of("state", FINAL)
 
 #: The messages of one ordering key. A producer holds its row from enqueue to COMMIT: so numbers are commit order.
 stream = Table(
@@ -232,7 +236,7 @@ message = Table(
     one_of("lane", Lane),
     one_of("reason", Reason),
     CheckConstraint("(state = 'dead') = (reason IS NOT NULL)", name="dead_has_reason"),
-    CheckConstraint(f"(state IN ({_final})) = (finished_at IS NOT NULL)", name="final_has_finished_at"),
+    CheckConstraint(f"({_final}) = (finished_at IS NOT NULL)", name="final_has_finished_at"),
     CheckConstraint("(state = 'claimed') = (claimed_by IS NOT NULL)", name="claimed_has_worker"),
     CheckConstraint("(state = 'claimed') = (delivery_id IS NOT NULL)", name="claimed_has_delivery"),
     CheckConstraint("(stream_id IS NULL) = (stream_number IS NULL)", name="stream_has_number"),

@@ -11,6 +11,11 @@ branch_labels: Sequence[str] | None = ("outbox",)
 depends_on: Sequence[str] | None = None
 
 
+def _one_of(column: str, *words: str) -> str:
+    # For IN with a list SQLite makes an index first, in every statement that writes.
+    return " OR ".join(f"{column} = '{word}'" for word in words)
+
+
 def upgrade() -> None:
     op.create_table(
         "outbox_audit",
@@ -39,9 +44,9 @@ def upgrade() -> None:
         sa.Column("code", sa.BigInteger(), nullable=True, comment="the code in the answer's own envelope"),
         sa.Column("text", sa.Text(), nullable=True, comment="the answer's words, cleaned; or why there was none"),
         sa.Column("request_id", sa.String(length=255), nullable=True, comment="the destination's name for it"),
-        sa.CheckConstraint("lane IN ('bulk', 'express', 'large', 'normal')", name=op.f("ck_outbox_delivery_lane")),
+        sa.CheckConstraint(_one_of("lane", "bulk", "express", "large", "normal"), name=op.f("ck_outbox_delivery_lane")),
         sa.CheckConstraint(
-            "outcome IN ('delivered', 'not_sent', 'reject', 'retry', 'unknown')", name=op.f("ck_outbox_delivery_outcome")
+            _one_of("outcome", "delivered", "not_sent", "reject", "retry", "unknown"), name=op.f("ck_outbox_delivery_outcome")
         ),
         sa.CheckConstraint("(outcome IS NULL) = (finished_at IS NULL)", name=op.f("ck_outbox_delivery_finished_has_outcome")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox_delivery")),
@@ -83,7 +88,7 @@ def upgrade() -> None:
         sa.Column("rate_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("learned_bytes", sa.BigInteger(), nullable=True, comment="a request this large was refused with 413"),
         sa.Column("learned_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("stop IN ('credentials', 'pause', 'reject_streak')", name=op.f("ck_outbox_destination_stop")),
+        sa.CheckConstraint(_one_of("stop", "credentials", "pause", "reject_streak"), name=op.f("ck_outbox_destination_stop")),
         sa.CheckConstraint("(stop IS NULL) = (stopped_at IS NULL)", name=op.f("ck_outbox_destination_stop_has_stopped_at")),
         sa.CheckConstraint("failures >= 0 AND reject_streak >= 0", name=op.f("ck_outbox_destination_counters")),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_outbox_destination")),
@@ -156,7 +161,7 @@ def upgrade() -> None:
             nullable=False,
             comment="deaths up to this number block no more",
         ),
-        sa.CheckConstraint("lane IN ('bulk', 'express', 'large', 'normal')", name=op.f("ck_outbox_head_lane")),
+        sa.CheckConstraint(_one_of("lane", "bulk", "express", "large", "normal"), name=op.f("ck_outbox_head_lane")),
         sa.ForeignKeyConstraint(["stream_id"], ["outbox_stream.id"], name=op.f("fk_outbox_head_stream_id")),
         sa.PrimaryKeyConstraint("stream_id", name=op.f("pk_outbox_head")),
     )
@@ -223,16 +228,18 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("(state = 'dead') = (reason IS NOT NULL)", name=op.f("ck_outbox_message_dead_has_reason")),
         sa.CheckConstraint(
-            "(state IN ('cancelled', 'dead', 'delivered')) = (finished_at IS NOT NULL)",
+            f"({_one_of('state', 'cancelled', 'dead', 'delivered')}) = (finished_at IS NOT NULL)",
             name=op.f("ck_outbox_message_final_has_finished_at"),
         ),
-        sa.CheckConstraint("lane IN ('bulk', 'express', 'large', 'normal')", name=op.f("ck_outbox_message_lane")),
+        sa.CheckConstraint(_one_of("lane", "bulk", "express", "large", "normal"), name=op.f("ck_outbox_message_lane")),
         sa.CheckConstraint(
-            "reason IN ('exhausted', 'expired', 'file_changed', 'file_missing', 'outcome_unknown', 'rejected', 'too_large')",
+            _one_of(
+                "reason", "exhausted", "expired", "file_changed", "file_missing", "outcome_unknown", "rejected", "too_large"
+            ),
             name=op.f("ck_outbox_message_reason"),
         ),
         sa.CheckConstraint(
-            "state IN ('cancelled', 'claimed', 'dead', 'delivered', 'pending')", name=op.f("ck_outbox_message_state")
+            _one_of("state", "cancelled", "claimed", "dead", "delivered", "pending"), name=op.f("ck_outbox_message_state")
         ),
         sa.CheckConstraint("(stream_id IS NULL) = (stream_number IS NULL)", name=op.f("ck_outbox_message_stream_has_number")),
         sa.CheckConstraint(
@@ -320,11 +327,11 @@ def upgrade() -> None:
             comment="what a worker that had lost the claim found out afterwards",
         ),
         sa.CheckConstraint(
-            "late_outcome IN ('delivered', 'not_sent', 'reject', 'retry', 'unknown')",
+            _one_of("late_outcome", "delivered", "not_sent", "reject", "retry", "unknown"),
             name=op.f("ck_outbox_attempt_late_outcome"),
         ),
         sa.CheckConstraint(
-            "outcome IN ('delivered', 'not_sent', 'reject', 'retry', 'unknown')", name=op.f("ck_outbox_attempt_outcome")
+            _one_of("outcome", "delivered", "not_sent", "reject", "retry", "unknown"), name=op.f("ck_outbox_attempt_outcome")
         ),
         sa.ForeignKeyConstraint(
             ["message_id"], ["outbox_message.id"], name=op.f("fk_outbox_attempt_message_id"), ondelete="CASCADE"
