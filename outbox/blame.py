@@ -19,6 +19,7 @@ from outbox.patience import (
 )
 from outbox.policy import Policy
 from outbox.store import breaker
+from outbox.store.breaker import Standing
 from outbox.verdict import Delivered, Reject, Result, Retry, charges_destination
 
 log = logging.getLogger("outbox.blame")
@@ -47,9 +48,9 @@ def place(connection: Connection, result: Result, policy: Policy, now: datetime,
     return isinstance(verdict, Reject) and result.size == 1 and spares(seen.breaker, policy)
 
 
-def is_well(connection: Connection, name: str) -> bool:
-    """Whether deliveries say nothing new about a destination: the usual case, found out without a lock."""
-    return breaker.read(connection, name) == Breaker()
+def is_well(seen: Standing) -> bool:
+    """Whether deliveries say nothing new about a destination that stands so: the usual case, found out without a lock."""
+    return seen.breaker == Breaker()
 
 
 def _after(

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -18,10 +19,11 @@ from outbox.limits import Bucket, drawn, fill, has_room, learned_limit, refill_w
 from outbox.model import Batch, Lane
 from outbox.patience import Passage, Stop, after_probe_began, passage
 from outbox.policy import HANDFUL, Policy
-from outbox.store import ahead, breaker, claiming, streams
+from outbox.store import ahead, breaker, claiming, deliveries, streams
 from outbox.store.ahead import Ahead, Next
 from outbox.store.breaker import Standing
-from outbox.store.claiming import THE_BEGINNING, Outlook, Start, Waiting
+from outbox.store.claiming import THE_BEGINNING, Outlook, Waiting
+from outbox.store.deliveries import Ended, Start
 from outbox.timekeeping import SKEW, Timekeeper, When, plausible
 
 #: Seconds that a mark is believed.
@@ -63,6 +65,14 @@ class Horizon:
 
 #: Of a destination that has no row: a claim will find out.
 _UNKNOWN = Horizon(Prospect(due=True), Prospect(due=True))
+
+
+class View(NamedTuple):
+    """What a claim knows before it looks for messages, and for whom."""
+
+    worker: str
+    marks: Mapping[Lane, datetime]  #: from where on each lane is looked at
+    outlook: Outlook
 
 
 class _Queues:
@@ -216,21 +226,33 @@ class Claims:
 
         Where uploads are counted, only the first is answered; the others are to ask again, when that one is committed.
         """
-        marks = self._marks.read(name, self._ambient.monotonic())
-        batches = self._claim(connection, name, asks, marks)
-        if marks and not any(batches):  # what there is lies before them
+        view = self.look(connection, name)
+        batches = self._claim(connection, name, asks, view)
+        if view.marks and not any(batches):  # what there is lies before them
             self._marks.drop(name)
-            batches = self._claim(connection, name, asks, {})
+            batches = self._claim(connection, name, asks, self.look(connection, name))
         return batches
 
-    def claim_along(self, connection: Connection, name: str, asks: Sequence[Sequence[Lane]]) -> list[Batch | None]:
-        """The same in a transaction that holds messages already: none at all where the destination's row would be locked."""
-        marks = self._marks.read(name, self._ambient.monotonic())
-        batches = self._claim(connection, name, asks, marks, along=True)
-        if marks and not any(batches):
+    def claim_along(
+        self, connection: Connection, name: str, asks: Sequence[Sequence[Lane]], view: View, ended: Sequence[Ended]
+    ) -> list[Batch | None]:
+        """The same in a transaction that holds messages already: none at all where the destination's row would be locked.
+
+        If there is any batch, the statement that begins its delivery has ended those that are over.
+        """
+        batches = self._claim(connection, name, asks, view, along=True, ended=ended)
+        if view.marks and not any(batches):
             self._marks.drop(name)
             return []
         return batches
+
+    def look(self, connection: Connection, name: str) -> View:
+        """What a claim must know first, in one statement. Raises WorkerGone."""
+        worker, marks = self._identity(), self._marks.read(name, self._ambient.monotonic())
+        outlook = claiming.outlook(connection, worker, name, marks)
+        if outlook is None:
+            raise WorkerGone(worker)
+        return View(worker, marks, outlook)
 
     def came_back(self, name: str) -> None:
         """Messages of a destination are pending again: the next claim looks from the beginning."""
@@ -241,17 +263,14 @@ class Claims:
         connection: Connection,
         name: str,
         asks: Sequence[Sequence[Lane]],
-        marks: Mapping[Lane, datetime],
+        view: View,
         *,
         along: bool = False,
+        ended: Sequence[Ended] = (),
     ) -> list[Batch | None]:
         policy = self._destinations[name].policy
         when = self.when(name)
-        worker = self._identity()
-        outlook = claiming.outlook(connection, worker, name, marks)
-        if outlook is None:
-            raise WorkerGone(worker)
-        seen = outlook.standing
+        worker, seen = view.worker, view.outlook.standing
         bucket = None
         limited = policy.rate is not None or policy.in_flight is not None or seen.breaker.ramp is not None
         # The destination's row is locked before messages are, and those who record together hold some.
@@ -268,7 +287,7 @@ class Claims:
             if admitted is None:
                 return [None]
             asks, bucket = [admitted[0]], admitted[1]
-        queues = _Queues(lambda lane: self._waiting(connection, name, lane, when, len(asks), outlook, marks))
+        queues = _Queues(lambda lane: self._waiting(connection, name, lane, when, len(asks), view))
         if allowed is Passage.PROBE:
             return [self._probe(connection, name, worker, seen, asks[0], queues, when, bucket)]
         most = min(policy.batch_bytes, learned_limit(seen.learned, when.now) or policy.batch_bytes)
@@ -276,23 +295,16 @@ class Claims:
         starts = [queues.start(lanes, lambda waiting: fill(waiting, policy.batch_messages, most, text)) for lanes in asks]
         for lane, mark in queues.marks(len(asks) * policy.batch_messages):
             self._marks.move(name, lane, mark)
-        return self._begin(connection, name, worker, starts, when, bucket)
+        return self._begin(connection, name, worker, starts, when, bucket, ended)
 
     def _waiting(
-        self,
-        connection: Connection,
-        name: str,
-        lane: Lane,
-        when: When,
-        batches: int,
-        outlook: Outlook,
-        marks: Mapping[Lane, datetime],
+        self, connection: Connection, name: str, lane: Lane, when: When, batches: int, view: View
     ) -> tuple[list[Waiting], Mapping[int, datetime]]:
         """What may go now of a lane, for so many batches."""
         policy = self._destinations[name].policy
         skip, lead, limit = policy.on_dead == "skip", next(self._lead), batches * policy.batch_messages
-        mark = marks.get(lane, THE_BEGINNING)
-        waiting, instants = claiming.waiting(connection, name, lane, when, limit, skip=skip, lead=lead, seen=outlook, mark=mark)
+        seen, mark = view.outlook, view.marks.get(lane, THE_BEGINNING)
+        waiting, instants = claiming.waiting(connection, name, lane, when, limit, skip=skip, lead=lead, seen=seen, mark=mark)
         waiting = self._without_expired(connection, policy, waiting, when)
         return self._without_second_suspect(connection, name, waiting), instants
 
@@ -327,6 +339,7 @@ class Claims:
         starts: Sequence[Start | None],
         when: When,
         bucket: Bucket | None,
+        ended: Sequence[Ended] = (),
     ) -> list[Batch | None]:
         """Write what was decided: the deliveries, and whose the messages are."""
         real = [each for each in starts if each is not None]
@@ -334,7 +347,7 @@ class Claims:
             return [None] * len(starts)
         if bucket is not None:
             breaker.save_bucket(connection, name, bucket)
-        begun = claiming.start_deliveries(connection, name, worker, real, when.now)
+        begun = deliveries.end_and_start(connection, name, worker, ended, real, when.now)
         carried = claiming.mark_claimed(connection, worker, {each: start.taken for each, start in begun.items()}, when)
         batches = {
             id(start): Batch(number, worker, name, start.lane, tuple(carried[number]), when.now)

@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from sqlalchemy import (
     func,
     literal,
     make_url,
+    null,
     select,
     text,
     true,
@@ -235,6 +236,9 @@ def _is_empty(path: Path) -> bool:
 
 #: Text as it is in the database; a damaged one too, which must not hold up all the others. Called for each text that is read.
 _any_text = operator.methodcaller("decode", "utf-8", "surrogateescape")
+
+
+_as_json = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
 @contextmanager
@@ -622,6 +626,14 @@ def insert_or_update(connection: Connection, table: Table, key: list[str], chang
     return _insert(connection, table).on_conflict_do_update(index_elements=key, set_=change)
 
 
+def insert_or_overwrite(
+    connection: Connection, table: Table, key: list[str], names: Sequence[str], where: ColumnElement[bool]
+) -> Any:
+    """An INSERT that overwrites the columns of these names of a row with the same `key`, if `where` holds for that."""
+    new = _insert(connection, table)
+    return new.on_conflict_do_update(index_elements=key, set_={name: new.excluded[name] for name in names}, where=where)
+
+
 def _insert(connection: Connection, table: Table) -> Any:
     """An INSERT as this dialect has it. Its module is loaded by now; the other may never be."""
     if connection.dialect.name == "postgresql":
@@ -629,6 +641,13 @@ def _insert(connection: Connection, table: Table) -> Any:
     else:
         from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
     return insert(table)
+
+
+def fresh_id(connection: Connection, column: Column[Any]) -> ColumnElement[Any]:
+    """The id of a row that is given none, where it cannot just be left out; SQLite numbers such a row by itself."""
+    if connection.dialect.name == "postgresql":
+        return func.nextval(func.pg_get_serial_sequence(column.table.name, column.name))
+    return null()
 
 
 def nudge_at_commit(connection: Connection, name: str, *, said: bool = False) -> None:
@@ -690,18 +709,16 @@ def listed(connection: Connection, name: str, columns: Sequence[Column[Any]]) ->
     return select(*(member.label(each.name) for member, each in zip(as_kept, columns, strict=True))).subquery(name)
 
 
-def paired(connection: Connection, pairs: Iterable[tuple[int, int]]) -> str:
-    """Messages, each with the delivery it is claimed for, as one value that travels in a statement, for `pairs_of`."""
+def paired(connection: Connection, claims: Mapping[int, Sequence[int]]) -> str:
+    """The messages that are claimed for each delivery as one value that travels in a statement, for `pairs_of`."""
     if connection.dialect.name == "postgresql":
-        return json.dumps([{"id": each, "delivery_id": number} for each, number in sorted(pairs)])
-    of_each: dict[int, list[int]] = {}
-    for each, number in pairs:
-        of_each.setdefault(number, []).append(each)
-    return json.dumps(of_each)
+        pairs = sorted((each, number) for number, ids in claims.items() for each in ids)
+        return _as_json([{"id": each, "delivery_id": number} for each, number in pairs])
+    return _as_json(claims)
 
 
 def pairs_of(connection: Connection, name: str) -> FromClause:
-    """The same as rows of `id` and `delivery_id`, from the parameter `name`.
+    """The same as rows of `id` and `delivery_id`, one for each message, from the parameter `name`.
 
     Each database in the words that it is quickest with: SQLite takes every row apart anew for each of its members, and Postgres
     counts on a hundred rows for each function that makes some.

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import blame, telling
 from outbox.ambient import Ambient
-from outbox.claims import Claims, Horizon, WorkerGone
+from outbox.claims import Claims, Horizon, View, WorkerGone
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import OutboxError
@@ -26,8 +26,8 @@ from outbox.patience import Stop
 from outbox.policy import FREE_AFTER, Policy
 from outbox.sending import Sender
 from outbox.spool.base import Spool
-from outbox.store import breaker, living, recording, shares, streams
-from outbox.store.recording import Ended
+from outbox.store import breaker, deliveries, living, recording, shares, streams
+from outbox.store.deliveries import Ended
 from outbox.telemetry import TRACEPARENT, trace_id_of
 from outbox.timekeeping import When
 from outbox.together import ForEach, Together
@@ -361,7 +361,9 @@ class Dispatcher:
         claims: AbstractContextManager[list[int]] = self._claim_under_way() if lanes else nullcontext([])
         with claims as hold, self._database.begin() as connection:
             done = again and recording.ended_as(connection, results[0].delivery, outcome(results[0].verdict))
-            well = all(isinstance(each.verdict, Delivered) for each in results) and blame.is_well(connection, name)
+            delivered = all(isinstance(each.verdict, Delivered) for each in results)
+            view = self._look(connection, worker, name) if lanes and delivered else None
+            well = delivered and blame.is_well(view.outlook.standing if view else breaker.standing(connection, name))
             settled = {
                 each.delivery: self._settled(connection, each, policy, when, blamed=not (done or well)) for each in results
             }
@@ -370,14 +372,15 @@ class Dispatcher:
             recorded = recording.record(
                 connection, worker, settled, when, keep_late=results[0].witnessed, skip=policy.on_dead == "skip"
             )
-            ended = [Ended(each.delivery, outcome(each.verdict), fit_for_a_row(each.verdict.facts)) for each in results]
-            recording.finish_deliveries(connection, ended, when.now)
-            delivered = [message for each in results if isinstance(each.verdict, Delivered) for message in each.messages]
-            with_files = [each.id for each in delivered if each.attachments and each.id in recorded.written]
+            arrived = [message for each in results if isinstance(each.verdict, Delivered) for message in each.messages]
+            with_files = [each.id for each in arrived if each.attachments and each.id in recorded.written]
             if with_files and self.free_after is not None:
                 recording.free_later(connection, with_files, when.now + self.free_after)
-            batches = self._claim_along(connection, worker, name, lanes) if lanes and well else []
+            ended = [Ended(each.delivery, outcome(each.verdict), fit_for_a_row(each.verdict.facts)) for each in results]
+            batches = self._claim_along(connection, name, lanes, view, recorded, ended) if view and well else []
             hold.extend(each.delivery for each in batches if each is not None)
+            if not any(batches):
+                deliveries.end(connection, name, worker, ended, when.now)
         if claimed is not None:
             claimed += batches
         with self._lock:
@@ -389,16 +392,28 @@ class Dispatcher:
             self._claims.came_back(name)
         return became
 
+    def _look(self, connection: Connection, worker: str, name: str) -> View | None:
+        """What a claim would see; none if there shall be no claim in the name of this worker."""
+        if self._stopping() or worker != self._identity():
+            return None
+        try:
+            return self._claims.look(connection, name)
+        except WorkerGone:  # what was sent is written down all the same; whoever claims next hears of it
+            return None
+
     def _claim_along(
-        self, connection: Connection, worker: str, name: str, lanes: Sequence[Sequence[Lane]]
+        self,
+        connection: Connection,
+        name: str,
+        lanes: Sequence[Sequence[Lane]],
+        view: View,
+        recorded: recording.Recorded,
+        ended: Sequence[Ended],
     ) -> list[Batch | None]:
         """The next batches, claimed in the transaction that records the last ones; none if that is not for now."""
-        if self._stopping() or worker != self._identity():
-            return []
-        try:
-            return self._claims.claim_along(connection, name, lanes)
-        except WorkerGone:  # what was sent is written down all the same; whoever claims next hears of it
-            return []
+        if recorded.streams:  # one of them may go on by now, which it could not when we looked
+            view = view._replace(outlook=view.outlook._replace(streams=True))
+        return self._claims.claim_along(connection, name, lanes, view, ended)
 
     def _settled(
         self, connection: Connection, result: Result, policy: Policy, when: When, *, blamed: bool

@@ -19,6 +19,7 @@ from outbox.claims import Claims
 from outbox.database import Database, prepare
 from outbox.model import Attachment, Message, Outcome, Reason, SpooledFile
 from outbox.store import arriving, breaker, claiming, living, recording, shares
+from outbox.store import deliveries as uploads
 from outbox.tables import attempt, delivery, message, metadata
 from outbox.timekeeping import When
 from outbox.verdict import Facts, Settlement
@@ -226,7 +227,7 @@ def start_delivery(
     now: datetime = NOW,
 ) -> int:
     """The row of one upload to enos; its id."""
-    (number,) = claiming.start_deliveries(connection, "enos", worker, [claiming.Start(lane, taken)], now)
+    (number,) = uploads.start(connection, "enos", worker, [uploads.Start(lane, taken)], now)
     return number
 
 
@@ -234,7 +235,7 @@ def finish_delivery(
     connection: sa.Connection, number: int, outcome: Outcome, facts: Facts | None = None, now: datetime = NOW
 ) -> bool:
     """End one upload; False when somebody else has."""
-    return number in recording.finish_deliveries(connection, [recording.Ended(number, outcome, facts or Facts())], now)
+    return number in uploads.end(connection, "enos", "w1", [uploads.Ended(number, outcome, facts or Facts())], now)
 
 
 def claims_of(database: Database, clock: Clock, **policies: Policy) -> Claims:

@@ -18,7 +18,6 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
-    insert,
     literal_column,
     or_,
     outerjoin,
@@ -26,15 +25,14 @@ from sqlalchemy import (
     update,
 )
 
-from outbox.database import listed, paired, pairs_of
+from outbox.database import paired, pairs_of
 from outbox.model import Attachment, Lane, Message, Reason, SpooledFile, State
-from outbox.statements import Ready, document, parameter
+from outbox.statements import Ready, parameter
 from outbox.store import breaker, shares, streams
 from outbox.store.breaker import Standing
 from outbox.tables import (
     attachment,
     claimed,
-    delivery,
     destination,
     expiring,
     file,
@@ -241,48 +239,6 @@ def expire(connection: Connection, ids: Collection[int], now: datetime) -> set[i
     return {stream_id for stream_id in connection.execute(statement).scalars() if stream_id is not None}
 
 
-class Start(NamedTuple):
-    """One upload request that is about to begin."""
-
-    lane: Lane
-    taken: Sequence[Waiting]
-    probe: bool = False
-
-    @property
-    def bytes(self) -> int:
-        return sum(each.size + each.file_bytes for each in self.taken)
-
-
-def start_deliveries(
-    connection: Connection, name: str, worker_id: str, starts: Sequence[Start], now: datetime
-) -> dict[int, Start]:
-    """The rows of upload requests, committed before their first bytes are sent; by id."""
-    rows = document(_OF_A_START, ((each.lane.value, len(each.taken), each.bytes, each.probe) for each in starts))
-    values = {"destination": name, "worker": worker_id, "started_at": now, "rows": rows}
-    # Nobody promises that what comes back is in the order of what was given.
-    left = list(starts)
-    begun = {}
-    for row in sorted(_START.run(connection, values), key=lambda row: int(row.id)):
-        mine = next(each for each in left if (each.lane, len(each.taken), each.bytes) == (row.lane, row.messages, row.bytes))
-        left.remove(mine)
-        begun[int(row.id)] = mine
-    return begun
-
-
-_OF_A_START = (delivery.c.lane, delivery.c.messages, delivery.c.bytes, delivery.c.probe)
-
-
-def _start(connection: Connection) -> Any:
-    own = _OF_A_START
-    common = (delivery.c.destination, delivery.c.worker, delivery.c.started_at)
-    found = select(*(parameter(each) for each in common), *listed(connection, "rows", own).c)
-    into = insert(delivery).from_select([each.name for each in (*common, *own)], found)
-    return into.returning(delivery.c.id, delivery.c.lane, delivery.c.messages, delivery.c.bytes)
-
-
-_START = Ready(_start)
-
-
 def mark_claimed(
     connection: Connection, worker_id: str, begun: Mapping[int, Sequence[Waiting]], when: When
 ) -> dict[int, list[Message]]:
@@ -292,7 +248,7 @@ def mark_claimed(
         if of_streams := [each.stream_id for each in messages if each.stream_id is not None]:
             place = {"claimed_by": worker_id, "served": number}
             connection.execute(update(head).where(head.c.stream_id.in_(of_streams)).values(place))
-    rows = paired(connection, ((each.id, number) for number, messages in begun.items() for each in messages))
+    rows = paired(connection, {number: [each.id for each in messages] for number, messages in begun.items()})
     marked = {row[0]: row for row in _MARK.run(connection, {"worker": worker_id, "rows": rows}).all()}
     for number, messages in begun.items():
         if of_shares := {each.share_id for each in messages if each.share_id is not None}:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, Connection, and_, bindparam, case, exists, func, insert, select, update
 
-from outbox.database import listed, paired, pairs_of
+from outbox.database import paired, pairs_of
 from outbox.model import FINAL, Outcome, State
-from outbox.statements import Ready, document, parameter
+from outbox.statements import Ready, parameter
 from outbox.store import shares, streams
 from outbox.tables import attachment, attempt, claimed, delivery, file, message
 from outbox.timekeeping import When
-from outbox.verdict import Facts, Settlement
+from outbox.verdict import Settlement
 
 
 def recovered(connection: Connection, name: str, ids: Collection[int]) -> set[int]:
@@ -32,9 +32,10 @@ def recovered(connection: Connection, name: str, ids: Collection[int]) -> set[in
 
 
 class Recorded(NamedTuple):
-    """What a record wrote: messages by id; and shares that could not be told, because somebody held them."""
+    """What a record wrote: messages by id, and whether any of them was in a stream; and shares that could not be told."""
 
     written: set[int]
+    streams: bool
     shares: set[int]
 
 
@@ -57,46 +58,47 @@ def record(
     For the others the outcome is kept, with `keep_late`, as the late one of an attempt that somebody else has ended. `skip`: a
     stream goes on after a message of it has died.
     """
-    groups: dict[Settlement, list[tuple[int, int]]] = defaultdict(list)
+    groups: dict[Settlement, dict[int, list[int]]] = defaultdict(dict)
     for delivery_id, settled in deliveries.items():
         last = None
         for message_id, settlement in settled.items():
             if settlement is not last:  # most are the very same
-                last, group = settlement, groups[settlement]
-            group.append((message_id, delivery_id))
+                last, ids = settlement, groups[settlement].setdefault(delivery_id, [])
+            ids.append(message_id)
     written: set[int] = set()
     of_streams: set[int] = set()
     of_shares: set[int] = set()
     lost: list[tuple[int, int, Settlement]] = []
     for settlement, claims in groups.items():
-        rows = _settled(connection, worker_id, settlement, claims, when)
-        written.update(row[0] for row in rows)
-        of_streams.update(row[1] for row in rows if row[1] is not None)
+        travelling = paired(connection, claims)
+        rows = _settled(connection, worker_id, settlement, travelling, when)
+        written.update([row[0] for row in rows])
+        of_streams.update([row[1] for row in rows if row[1] is not None])
         if settlement.state is State.PENDING:
-            of_shares.update(row[2] for row in rows if row[2] is not None)
-        if len(rows) < len(claims):
-            lost += [(*claim, settlement) for claim in claims if claim[0] not in written]
-            claims = [each for each in claims if each[0] in written]
-        if claims:
-            tried = {"rows": paired(connection, claims), "outcome": settlement.outcome.value, "finished_at": when.now}
+            of_shares.update([row[2] for row in rows if row[2] is not None])
+        if len(rows) < sum(map(len, claims.values())):
+            lost += [(each, number, settlement) for number, ids in claims.items() for each in ids if each not in written]
+            travelling = paired(
+                connection, {number: [each for each in ids if each in written] for number, ids in claims.items()}
+            )
+        if rows:
+            tried = {"rows": travelling, "outcome": settlement.outcome.value, "finished_at": when.now}
             _ADD_ATTEMPTS.run(connection, tried)
     if keep_late and lost:
         _keep_late(connection, lost)
     if of_streams:
         streams.release(connection, of_streams, when, skip=skip)
     held = shares.release(connection, of_shares, when) if of_shares else set()
-    return Recorded(written, held)
+    return Recorded(written, bool(of_streams), held)
 
 
-def _settled(
-    connection: Connection, worker_id: str, settlement: Settlement, claims: Sequence[tuple[int, int]], when: When
-) -> Sequence[Any]:
-    """Messages that were claimed for these deliveries and become the same: of each its id, its stream and its share."""
+def _settled(connection: Connection, worker_id: str, settlement: Settlement, claims: str, when: When) -> Sequence[Any]:
+    """Messages that were claimed for deliveries, `paired`, and become the same: of each its id, its stream and its share."""
     if settlement.state is State.DELIVERED:
         statement = _DELIVERED
     else:
         statement = _SETTLE if settlement.due_at is None and not settlement.faulted else _SETTLE_LATER
-    values = {"worker": worker_id, "rows": paired(connection, claims)} | _changes(settlement, when.now)
+    values = {"worker": worker_id, "rows": claims} | _changes(settlement, when.now)
     return statement.run(connection, values).all()
 
 
@@ -176,38 +178,6 @@ _SETTLE = Ready(_settle)
 #: What is delivered keeps its counters: to write them as they are has SQLite check them once more.
 _DELIVERED = Ready(lambda connection: _settle(connection, changed=("state", "reason_text", "suspect", "finished_at")))
 _SETTLE_LATER = Ready(lambda connection: _settle(connection, later=True))
-
-
-class Ended(NamedTuple):
-    """A delivery that is over."""
-
-    id: int
-    outcome: Outcome
-    facts: Facts
-
-
-def finish_deliveries(connection: Connection, ended: Iterable[Ended], now: datetime) -> set[int]:
-    """End deliveries, each once; the ids of those that nobody else has ended."""
-    rows = [
-        (each.id, each.outcome.value, facts.status, facts.code, facts.text, facts.request_id, facts.answer)
-        for each in ended
-        for facts in (each.facts,)
-    ]
-    found = _FINISH.run(connection, {"rows": document((delivery.c.id, *_TOLD), sorted(rows)), "finished_at": now})
-    return {int(row.id) for row in found}
-
-
-_TOLD = tuple(delivery.c[name] for name in ("outcome", "status", "code", "text", "request_id", "answer"))
-
-
-def _finish(connection: Connection) -> Any:
-    ended = listed(connection, "rows", (delivery.c.id, *_TOLD)).c
-    changes = {each.name: ended[each.name] for each in _TOLD} | {"finished_at": parameter(delivery.c.finished_at)}
-    mine = (delivery.c.id == ended.id, delivery.c.finished_at.is_(None))
-    return update(delivery).where(*mine).values(changes).returning(delivery.c.id)
-
-
-_FINISH = Ready(_finish)
 
 
 def ended_as(connection: Connection, delivery_id: int, outcome: Outcome) -> bool:

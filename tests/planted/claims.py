@@ -91,13 +91,13 @@ FAULTS = (
             Edit(
                 CLAIMS,
                 """\
-        begun = claiming.start_deliveries(connection, name, worker, real, when.now)
+        begun = deliveries.end_and_start(connection, name, worker, ended, real, when.now)
 """,
                 """\
         for start in real:
             last = self._last.get((name, start.lane), 0)
             self._last[name, start.lane] = max(last, *(each.id for each in start.taken))
-        begun = claiming.start_deliveries(connection, name, worker, real, when.now)
+        begun = deliveries.end_and_start(connection, name, worker, ended, real, when.now)
 """,
             ),
         ),
