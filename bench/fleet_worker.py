@@ -16,7 +16,7 @@ def main() -> None:
         loop = Loop(ground)
         print("ready", flush=True)
         for _ in sys.stdin:
-            while loop.turn():
+            while loop.stretch():
                 pass
             print("done", flush=True)
 
