@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,34 +76,40 @@ class View(NamedTuple):
     outlook: Outlook
 
 
+_SUSPECT = operator.attrgetter("suspect")
+
+
 class _Queues:
     """The queues of a destination's lanes, each read when it is first asked for; what is taken from one is in it no more."""
 
-    def __init__(self, read: Callable[[Lane], tuple[list[Waiting], Mapping[int, datetime]]]) -> None:
+    def __init__(self, read: Callable[[Lane], tuple[list[Waiting], list[Waiting]]]) -> None:
         self._read = read
         self._lanes: dict[Lane, list[Waiting]] = {}
-        self._instants: dict[Lane, Mapping[int, datetime]] = {}
+        self._oldest: dict[Lane, list[Waiting]] = {}
         self._taken: set[int] = set()
 
     def start(self, lanes: Sequence[Lane], choose: Callable[[Sequence[Waiting]], list[Waiting]]) -> Start | None:
         """The next upload, of the first of these lanes that has anything."""
         for lane in lanes:
             if lane not in self._lanes:
-                self._lanes[lane], self._instants[lane] = self._read(lane)
+                self._lanes[lane], self._oldest[lane] = self._read(lane)
             if waiting := self._lanes[lane]:
                 taken = choose(waiting)
-                self._taken.update(each.id for each in taken)
-                suspect = any(each.suspect for each in taken)
-                # One that a worker may have died of goes with no other such message under way.
-                self._lanes[lane] = [each for each in waiting if each.id not in self._taken and not (suspect and each.suspect)]
+                self._taken.update([each.id for each in taken])
+                if any(map(_SUSPECT, taken)):
+                    # One that a worker may have died of goes with no other such message under way.
+                    waiting = [each for each in waiting if not each.suspect]
+                at_its_head = waiting[: len(taken)] == taken  # nearly always
+                left = waiting[len(taken) :] if at_its_head else [each for each in waiting if each.id not in self._taken]
+                self._lanes[lane] = left
                 return Start(lane, taken)
         return None
 
     def marks(self, limit: int) -> Iterator[tuple[Lane, datetime | None]]:
         """From where on each lane that was read has more: the first that was not taken; None where it came to its end."""
-        for lane, instants in self._instants.items():
-            left = (due_at for message_id, due_at in instants.items() if message_id not in self._taken)
-            yield lane, next(left, max(instants.values())) if len(instants) >= limit else None
+        for lane, oldest in self._oldest.items():
+            left = (each.due_at for each in oldest if each.id not in self._taken)
+            yield lane, next(left, oldest[-1].due_at) if len(oldest) >= limit else None
 
 
 class _Marks:
@@ -113,7 +120,7 @@ class _Marks:
     """
 
     def __init__(self, database: Database) -> None:
-        self._wanted = database.kind == "postgresql"
+        self.wanted = database.kind == "postgresql"
         self._lock = threading.Lock()
         self._marks: dict[tuple[str, Lane], datetime] = {}
         self._dropped: dict[str, float] = {}
@@ -134,8 +141,6 @@ class _Marks:
 
     def move(self, name: str, lane: Lane, further: datetime | None) -> None:
         """The next look may begin there; None when there was an end to what was found."""
-        if not self._wanted:
-            return
         with self._lock:
             if further is None:
                 self._marks.pop((name, lane), None)
@@ -293,20 +298,21 @@ class Claims:
         most = min(policy.batch_bytes, learned_limit(seen.learned, when.now) or policy.batch_bytes)
         text = self._destinations[name].text_limit
         starts = [queues.start(lanes, lambda waiting: fill(waiting, policy.batch_messages, most, text)) for lanes in asks]
-        for lane, mark in queues.marks(len(asks) * policy.batch_messages):
-            self._marks.move(name, lane, mark)
+        if self._marks.wanted:
+            for lane, mark in queues.marks(len(asks) * policy.batch_messages):
+                self._marks.move(name, lane, mark)
         return self._begin(connection, name, worker, starts, when, bucket, ended)
 
     def _waiting(
         self, connection: Connection, name: str, lane: Lane, when: When, batches: int, view: View
-    ) -> tuple[list[Waiting], Mapping[int, datetime]]:
-        """What may go now of a lane, for so many batches."""
+    ) -> tuple[list[Waiting], list[Waiting]]:
+        """What may go now of a lane, for so many batches; and those of them that have no ordering key."""
         policy = self._destinations[name].policy
         skip, lead, limit = policy.on_dead == "skip", next(self._lead), batches * policy.batch_messages
         seen, mark = view.outlook, view.marks.get(lane, THE_BEGINNING)
-        waiting, instants = claiming.waiting(connection, name, lane, when, limit, skip=skip, lead=lead, seen=seen, mark=mark)
+        waiting, oldest = claiming.waiting(connection, name, lane, when, limit, skip=skip, lead=lead, seen=seen, mark=mark)
         waiting = self._without_expired(connection, policy, waiting, when)
-        return self._without_second_suspect(connection, name, waiting), instants
+        return self._without_second_suspect(connection, name, waiting), oldest
 
     def _probe(
         self,
@@ -428,7 +434,7 @@ class Claims:
 
     def _without_expired(self, connection: Connection, policy: Policy, waiting: list[Waiting], when: When) -> list[Waiting]:
         """Those whose time is not over; the others are given up."""
-        over = [each for each in waiting if _is_over(each, when)]
+        over = [each for each in waiting if each.expires_at is not None and _is_over(each, when)]
         if not over:
             return waiting
         of_streams = claiming.expire(connection, [each.id for each in over], when.now)
@@ -440,7 +446,7 @@ class Claims:
 
         Else the innocent that happened to travel at the same time would go down with the guilty one again and again.
         """
-        if not any(each.suspect for each in waiting):
+        if not any(map(_SUSPECT, waiting)):
             return waiting
         # Once more when nobody else can claim one, without waiting for that: the row stands out of the lock order here.
         alone = not claiming.suspect_under_way(connection, name) and breaker.hold(connection, name)

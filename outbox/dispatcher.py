@@ -42,6 +42,7 @@ from outbox.verdict import (
     Unknown,
     Verdict,
     charges_destination,
+    delivered,
     fit_for_a_row,
     outcome,
     settle,
@@ -361,9 +362,9 @@ class Dispatcher:
         claims: AbstractContextManager[list[int]] = self._claim_under_way() if lanes else nullcontext([])
         with claims as hold, self._database.begin() as connection:
             done = again and recording.ended_as(connection, results[0].delivery, outcome(results[0].verdict))
-            delivered = all(isinstance(each.verdict, Delivered) for each in results)
-            view = self._look(connection, worker, name) if lanes and delivered else None
-            well = delivered and blame.is_well(view.outlook.standing if view else breaker.standing(connection, name))
+            arrived = all(isinstance(each.verdict, Delivered) for each in results)
+            view = self._look(connection, worker, name) if lanes and arrived else None
+            well = arrived and blame.is_well(view.outlook.standing if view else breaker.standing(connection, name))
             settled = {
                 each.delivery: self._settled(connection, each, policy, when, blamed=not (done or well)) for each in results
             }
@@ -372,8 +373,10 @@ class Dispatcher:
             recorded = recording.record(
                 connection, worker, settled, when, keep_late=results[0].witnessed, skip=policy.on_dead == "skip"
             )
-            arrived = [message for each in results if isinstance(each.verdict, Delivered) for message in each.messages]
-            with_files = [each.id for each in arrived if each.attachments and each.id in recorded.written]
+            theirs = (each.messages for each in results if isinstance(each.verdict, Delivered))
+            with_files = [
+                each.id for messages in theirs for each in messages if each.attachments and each.id in recorded.written
+            ]
             if with_files and self.free_after is not None:
                 recording.free_later(connection, with_files, when.now + self.free_after)
             ended = [Ended(each.delivery, outcome(each.verdict), fit_for_a_row(each.verdict.facts)) for each in results]
@@ -388,7 +391,7 @@ class Dispatcher:
         became = [
             {each: made for each, made in settled[result.delivery].items() if each in recorded.written} for result in results
         ]
-        if any(made.state is State.PENDING for each in became for made in each.values()):
+        if not arrived and any(made.state is State.PENDING for each in became for made in each.values()):
             self._claims.came_back(name)
         return became
 
@@ -421,6 +424,8 @@ class Dispatcher:
         """What becomes of each message of a delivery, after what it says about its destination is written."""
         verdict = replace(result.verdict, facts=fit_for_a_row(result.verdict.facts))
         spared = blamed and blame.place(connection, result, policy, when.invented, self._ambient.random())
+        if isinstance(verdict, Delivered):
+            return {message.id: delivered(message) for message in result.messages}
         recovered = self._recovered(connection, result)
         return {
             message.id: settle(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -85,8 +86,8 @@ class Metrics(Watcher):
         result = recorded.result
         name = result.destination
         self._deliveries.labels(name, outcome(result.verdict).value).inc()
-        for settlement in recorded.settled.values():
-            self._attempts.labels(name, settlement.outcome.value).inc()
+        for what, number in Counter(settlement.outcome.value for settlement in recorded.settled.values()).items():
+            self._attempts.labels(name, what).inc(number)
         if lost := len(result.messages) - len(recorded.settled):
             self._claims_lost.labels(name).inc(lost)
         if isinstance(result.verdict, Unknown) and result.verdict.gone:

@@ -161,9 +161,9 @@ def settle(
     which no destination can be charged for, it is true. `spared` tells that the destination refuses everything, so that
     its refusals kill no message any more.
     """
-    failures, unknowns = message.failures, message.unknowns
     if isinstance(verdict, Delivered):
-        return _delivered(failures, unknowns, message.batch_limit)
+        return delivered(message)
+    failures, unknowns = message.failures, message.unknowns
     # Rounded up: two halves, and not two and a rest, so that n messages are told apart in log2(n) rounds.
     halved = (batch + 1) // 2
 
@@ -218,6 +218,11 @@ def settle(
             return pending(Outcome.UNKNOWN, due_at=due_at, faulted=True, suspect=gone or message.suspect)
         case _:
             assert_never(verdict)
+
+
+def delivered(message: Message) -> Settlement:
+    """The row that a message becomes when it has arrived."""
+    return _delivered(message.failures, message.unknowns, message.batch_limit)
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -65,6 +67,7 @@ class Waiting(NamedTuple):
     share_id: int | None
     expires_at: datetime | None
     clock_plausible: bool
+    due_at: datetime
 
 
 class Outlook(NamedTuple):
@@ -152,8 +155,8 @@ def waiting(
     lead: int = 0,
     seen: Outlook | None = None,
     mark: datetime = THE_BEGINNING,
-) -> tuple[list[Waiting], Mapping[int, datetime]]:
-    """Due messages of a lane, locked, without those that others lock; and by id, in order, when those of the first queue are.
+) -> tuple[list[Waiting], list[Waiting]]:
+    """Due messages of a lane, locked, without those that others lock; and by themselves those of the first queue.
 
     Three queues take turns, so that none waits for the end of another: messages without an ordering key, oldest first; the
     first of each stream; and the shares. `lead` rotates which of them is first: a message that may not travel with the first,
@@ -165,34 +168,38 @@ def waiting(
         statement = _LOOSE if when.beyond is None else _LOOSE_BEYOND
         values = {"destination": name, "lane": lane.value, "limit": limit, "mark": mark, "chosen": when.chosen}
         found = statement.run(connection, {**values, "invented": when.invented, "beyond": when.beyond}).all()
-    instants = {row[0]: row[-1] for row in found}
     oldest = _plain(found)
     heads = seen is None or seen.streams
     of_streams = streams.take_heads(connection, name, lane, when, limit, _WAITING, skip=skip) if heads else []
     of_shares = shares.take(connection, name, lane, when, limit, _WAITING) if seen is None or seen.shares else []
     if not (of_streams or of_shares):
-        return oldest, instants
+        return oldest, oldest
     queues = (oldest, [Waiting._make(row) for row in of_streams], [Waiting._make(row) for row in of_shares])
     first = lead % len(queues)
     turned = (*queues[first:], *queues[:first])
-    return [each for each in chain.from_iterable(zip_longest(*turned)) if each is not None], instants
+    return [each for each in chain.from_iterable(zip_longest(*turned)) if each is not None], oldest
+
+
+#: For many rows, without a step of Python's for each.
+_as_waiting = functools.partial(tuple.__new__, Waiting)
+_EXPIRES_AT = operator.attrgetter("expires_at")
 
 
 def _plain(rows: Sequence[Row[Any]]) -> list[Waiting]:
-    """Rows as the driver has them."""
-    found = [Waiting._make(row[:-1]) for row in rows]
-    if any(each.expires_at is not None for each in found):
+    """Rows as the driver has them; their `due_at` too."""
+    found: list[Waiting] = list(map(_as_waiting, rows))
+    if any(map(_EXPIRES_AT, found)):
         found = [each._replace(expires_at=read_instant(each.expires_at)) for each in found]
     return found
 
 
 def _loose(*, beyond: bool) -> Select[Any]:
-    """The oldest due messages of a lane that have no ordering key. `due_at` comes along, as what a mark is made of."""
+    """The oldest due messages of a lane that have no ordering key."""
     instant = message.c.due_at
     when = When(*(cast(datetime, parameter(instant, each)) for each in ("now", "chosen", "invented", "beyond")))
     mine = _due(parameter(message.c.destination), parameter(message.c.lane), when if beyond else when._replace(beyond=None))
     return (
-        select(*_WAITING, instant)
+        select(*_WAITING)
         .where(*mine, instant >= parameter(instant, "mark"))
         .order_by(instant, message.c.id)
         .limit(bindparam("limit", type_=Integer))
@@ -243,7 +250,6 @@ def mark_claimed(
     connection: Connection, worker_id: str, begun: Mapping[int, Sequence[Waiting]], when: When
 ) -> dict[int, list[Message]]:
     """Make the messages taken for each delivery the worker's, number the attempts, and read what they carry, in their order."""
-    taken = [each for messages in begun.values() for each in messages]
     for number, messages in begun.items():
         if of_streams := [each.stream_id for each in messages if each.stream_id is not None]:
             place = {"claimed_by": worker_id, "served": number}
@@ -253,7 +259,7 @@ def mark_claimed(
     for number, messages in begun.items():
         if of_shares := {each.share_id for each in messages if each.share_id is not None}:
             shares.served(connection, of_shares, number, when)
-    with_files = [each.id for each in taken if each.files]
+    with_files = [each.id for messages in begun.values() for each in messages if each.files]
     attached = attachments(connection, with_files) if with_files else {}
     return {
         number: [_message(each, marked[each.id], attached.get(each.id, ())) for each in messages if each.id in marked]

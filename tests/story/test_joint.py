@@ -43,9 +43,9 @@ class Writes:
         self._now = ""
 
     def hear(self, _c: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: bool) -> None:
-        if statement.startswith("UPDATE outbox_delivery"):
+        if statement.startswith("INSERT INTO outbox_attempt"):
             self._now += "record "
-        elif statement.startswith("INSERT INTO outbox_delivery"):
+        elif statement.startswith("UPDATE outbox_message SET state='claimed'"):
             if self.refuses_claims_after is not None and len(self.transactions) >= self.refuses_claims_after:
                 self._now = ""
                 raise sa.exc.OperationalError(statement, None, RuntimeError("the disk says no"))

@@ -268,7 +268,7 @@ def test_a_record_whose_commit_nobody_heard_of_is_not_charged_again(
 
     @sa.event.listens_for(engine, "after_cursor_execute")
     def strike_its_commit(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("UPDATE outbox_delivery"):
+        if statement.startswith("INSERT INTO outbox_attempt"):
             interference.strike(1, "untold")
 
     with pytest.raises(DBAPIError):

@@ -27,10 +27,12 @@ class Unwilling:
         self.refuses: set[int] | None = set()  #: None for any
 
     def hear(self, _c: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
-        if not statement.startswith("UPDATE outbox_delivery"):
+        if not statement.startswith("INSERT INTO outbox_delivery"):
             return
         told = parameters.values() if isinstance(parameters, dict) else parameters
-        ended = {row["id"] for each in told if str(each).startswith("[{") for row in json.loads(each)}
+        ended = {row["id"] for each in told if str(each).startswith("[{") for row in json.loads(each)} - {None}
+        if not ended:
+            return  # some begin
         if self.refuses is None or self.refuses & ended:
             raise sa.exc.OperationalError(statement, None, RuntimeError("the disk says no"))
 
