@@ -182,6 +182,7 @@ def waiting(
 
 #: For many rows, without a step of Python's for each.
 _as_waiting = functools.partial(tuple.__new__, Waiting)
+_as_message = functools.partial(tuple.__new__, Message)
 _EXPIRES_AT = operator.attrgetter("expires_at")
 
 
@@ -287,21 +288,8 @@ _MARK = Ready(_mark)
 
 def _message(seen: Waiting, carried: Sequence[Any], attached: Sequence[Attachment]) -> Message:
     number, key, text, failures, unknowns, traceparent = carried
-    return Message(
-        number,
-        key,
-        text,
-        seen.attempt + 1,
-        failures,
-        unknowns,
-        seen.batch_limit,
-        seen.size,
-        seen.file_bytes,
-        seen.files,
-        tuple(attached),
-        bool(seen.suspect),
-        traceparent,
-    )
+    counters = (seen.attempt + 1, failures, unknowns, seen.batch_limit, seen.size, seen.file_bytes, seen.files)
+    return _as_message((number, key, text, *counters, tuple(attached), bool(seen.suspect), traceparent))
 
 
 def attachments(connection: Connection, ids: Collection[int]) -> dict[int, list[Attachment]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from outbox.store.claiming import Waiting
 from outbox.tables import delivery
 from outbox.verdict import Facts
 
+_SIZE, _FILE_BYTES = operator.attrgetter("size"), operator.attrgetter("file_bytes")
+
 
 class Start(NamedTuple):
     """One upload request that is about to begin."""
@@ -25,7 +28,7 @@ class Start(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return sum(each.size + each.file_bytes for each in self.taken)
+        return int(sum(map(_SIZE, self.taken)) + sum(map(_FILE_BYTES, self.taken)))
 
 
 class Ended(NamedTuple):
@@ -51,14 +54,13 @@ def end_and_start(
 ) -> dict[int, Start]:
     """Both in one statement: end deliveries, each once, and begin others; those that begin, by id."""
     # Nobody promises that what comes back is in the order of what was given.
-    left = list(starts)
+    left = [((each.lane, len(each.taken), each.bytes), each) for each in starts]
     begun = {}
     for row in _write(connection, name, worker_id, ended, starts, now):
         if row.finished_at is None:
-            about = (row.lane, row.messages, row.bytes)
-            mine = next(each for each in left if (each.lane, len(each.taken), each.bytes) == about)
+            mine = next(each for each in left if each[0] == (row.lane, row.messages, row.bytes))
             left.remove(mine)
-            begun[int(row.id)] = mine
+            begun[int(row.id)] = mine[1]
     return begun
 
 
