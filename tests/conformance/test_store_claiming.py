@@ -19,6 +19,7 @@ from tests.factories import (
     claim,
     dead,
     join,
+    message_values,
     new_message,
     put,
     record,
@@ -294,6 +295,25 @@ def test_a_worker_is_here_until_it_is_declared_gone(database: Database) -> None:
         found = [claiming.outlook(connection, each, "enos", {}) for each in ("w1", "w2", "nobody")]
 
     assert [True, False, False] == [each is not None for each in found]
+
+
+def test_the_look_of_a_claim_reads_the_index_of_what_waits_and_not_the_table(postgres_database: Database) -> None:
+    with postgres_database.begin() as connection:
+        join(connection, "w1")
+        for state in (State.DELIVERED, State.PENDING):
+            connection.execute(sa.insert(message), [message_values(state) for _ in range(3000)])
+    with postgres_database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE outbox_message")
+
+    asked: list[tuple[str, Any]] = []
+    with postgres_database.begin() as connection:
+        sa.event.listen(connection, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
+        claiming.outlook(connection, "w1", "enos", {})
+        ((statement, parameters),) = asked
+        plan = [str(row[0]) for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)]
+
+    assert not [line for line in plan if "Seq Scan on outbox_message" in line], plan
+    assert [line for line in plan if "ix_outbox_message_due" in line], plan
 
 
 def test_a_claim_that_slips_in_while_its_worker_is_declared_gone_is_rescued_like_the_rest(
