@@ -47,7 +47,7 @@ from outbox.ambient import uuid7
 from outbox.errors import ConfigurationError, DatabaseDamaged, OutOfRoom, SchemaError
 from outbox.nudging import FileNudges, Nudges, ServerNudges
 from outbox.secret import remember
-from outbox.tables import Instant, message
+from outbox.tables import Instant
 from outbox.waiting import comes_free, look_often
 
 #: Seconds a SQLite writer waits for its turn.
@@ -713,18 +713,20 @@ def paired(connection: Connection, claims: Mapping[int, Sequence[int]]) -> str:
     """The messages that are claimed for each delivery as one value that travels in a statement, for `pairs_of`."""
     if connection.dialect.name == "postgresql":
         pairs = sorted((each, number) for number, ids in claims.items() for each in ids)
-        return _as_json([{"id": each, "delivery_id": number} for each, number in pairs])
+        return " ".join([f"{each}:{number}" for each, number in pairs])
     return _as_json(claims)
 
 
 def pairs_of(connection: Connection, name: str) -> FromClause:
     """The same as rows of `id` and `delivery_id`, one for each message, from the parameter `name`.
 
-    Each database in the words that it is quickest with: SQLite takes every row apart anew for each of its members, and Postgres
-    counts on a hundred rows for each function that makes some.
+    Each database in the words that it is quickest with: SQLite takes every row of a JSON document apart anew for each of its
+    members, and Postgres takes twice as long for a document as for words.
     """
     if connection.dialect.name == "postgresql":
-        return listed(connection, name, (message.c.id, message.c.delivery_id))
+        words = func.unnest(func.string_to_array(bindparam(name, type_=Text), " ")).table_valued("pair", name="word").render_derived()
+        members = [cast(func.split_part(words.c.pair, ":", place), BigInteger) for place in (1, 2)]
+        return select(members[0].label("id"), members[1].label("delivery_id")).subquery(name)
     each = func.json_each(bindparam(name, type_=Text)).table_valued("key", "value", name="each")
     member = func.json_each(each.c.value).table_valued("value", name="member")
     number = cast(each.c.key, BigInteger)
