@@ -21,7 +21,7 @@ from bench.figures.delivering import emptied
 from bench.ground import KINDS, NAME, ROOT, Ground, Kind
 from bench.harness import Figure, Target, benchmark, compare, ratios
 from outbox import Lane
-from outbox.database import paired
+from outbox.dialects import paired
 from outbox.dispatcher import Dispatcher
 from outbox.presence import Presence
 from outbox.store import breaker, claiming, deliveries, recording

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Update, delete, false, insert, select, true, update
 
-from outbox.database import insert_or_nothing, insert_or_update, listed, nudging_column
+from outbox.database import nudging_column
+from outbox.dialects import insert_or_nothing, insert_or_update, listed
 from outbox.model import Attachment, Lane, SpooledFile, State
 from outbox.statements import Ready, document, parameter
 from outbox.tables import attachment, file, head, message, stream

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, and_, func, select, update
 
-from outbox.database import insert_or_nothing
+from outbox.dialects import insert_or_nothing
 from outbox.limits import Bucket, Learned, Traffic
 from outbox.model import Lane
 from outbox.patience import Breaker, Stop

@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from outbox.database import paired, pairs_of
+from outbox.dialects import paired, pairs_of
 from outbox.model import Attachment, Lane, Message, Reason, SpooledFile, State
 from outbox.statements import Ready, parameter
 from outbox.store import breaker, shares, streams

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, case, exists, func, or_, select
 
-from outbox.database import fresh_id, insert_or_overwrite, listed
+from outbox.dialects import fresh_id, insert_or_overwrite, listed
 from outbox.model import Lane, Outcome
 from outbox.statements import Ready, document, parameter
 from outbox.store.claiming import Waiting

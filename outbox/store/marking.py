@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, inspect, select
 
-from outbox.database import insert_or_nothing
+from outbox.dialects import insert_or_nothing
 from outbox.tables import file, spool
 
 

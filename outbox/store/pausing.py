@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, and_, delete, func, select
 
-from outbox.database import insert_or_update
+from outbox.dialects import insert_or_update
 from outbox.model import Pause
 from outbox.tables import pause, stream
 

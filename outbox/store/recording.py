@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, Connection, and_, bindparam, case, exists, func, insert, select, update
 
-from outbox.database import paired, pairs_of
+from outbox.dialects import paired, pairs_of
 from outbox.model import FINAL, Outcome, State
 from outbox.statements import Ready, parameter
 from outbox.store import shares, streams

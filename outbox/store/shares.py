@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, bindparam, case, or_, select, union_all, update
 
-from outbox.database import insert_or_nothing
+from outbox.dialects import insert_or_nothing
 from outbox.model import Lane
 from outbox.store import pausing
 from outbox.store.arriving import TAKE_WRITE_LOCK, NewMessage

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from outbox.database import Database, listed
+from outbox.database import Database
+from outbox.dialects import listed
 from outbox.statements import Ready, document, parameter
 from outbox.tables import message, read_instant
 
