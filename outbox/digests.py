@@ -32,11 +32,11 @@ class Beside:
     Blocks must not change after they were handed over. Raises RuntimeError when there is no thread to be had.
     """
 
-    def __init__(self, digest: Digest) -> None:
+    def __init__(self, digest: Digest, ahead: int) -> None:
         self._digest = digest
         self._waiting: SimpleQueue[bytes | None] = SimpleQueue()
         self._room: SimpleQueue[None] = SimpleQueue()
-        for _ in range(AHEAD):
+        for _ in range(ahead):
             self._room.put(None)
         self._thread = threading.Thread(target=self._work, name="outbox-digest", daemon=True)
         self._thread.start()
@@ -61,12 +61,12 @@ class Beside:
             self._room.put(None)
 
 
-def beside(digest: Digest) -> Digest | Beside:
+def beside(digest: Digest, ahead: int = AHEAD) -> Digest | Beside:
     """The digest on a thread of its own, where there is a processor and a thread for that; else as it is."""
     if os.cpu_count() == 1:
         return digest
     try:
-        return Beside(digest)
+        return Beside(digest, ahead)
     except RuntimeError:
         return digest
 

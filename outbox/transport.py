@@ -30,7 +30,7 @@ from outbox.addresses import Reach
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
 from outbox.exchange import ANSWER_LIMIT, Answer, Transport, Upload
 from outbox.fuses import Fuse, Guard, one_more_thread
-from outbox.multipart import BLOCK, FieldPart, Form
+from outbox.multipart import BLOCK, LARGE_BLOCK, FieldPart, Form
 from outbox.secret import remember_password
 
 __all__ = ["ANSWER_LIMIT", "Answer", "RequestsTransport", "Transport", "Upload"]
@@ -318,7 +318,23 @@ class _Carrying:
             return
         if self._head is not None:
             data, self._head = self._head + data, None
-        super().send(data)  # type: ignore[misc]
+        sock = getattr(self, "sock", None)
+        if sock is None or len(data) <= BLOCK:
+            super().send(data)  # type: ignore[misc]
+        else:
+            _send_by_and_by(sock, data, _current.fuse)
+
+
+def _send_by_and_by(sock: Any, data: bytes, fuse: Fuse) -> None:
+    """All of a large block. The socket's patience, meant for a silent other side, is there anew for each step: `sendall` would
+    give up a slow road that takes longer for so many bytes. One that is too slow for them all is a matter of the deadline.
+    """
+    # The kernel takes what it has room for. TLS takes all that it is given, and has the same patience for that.
+    step = len(data) if type(sock) is socket.socket else BLOCK
+    rest = memoryview(data)
+    while rest:
+        fuse.check()  # before a step: after the last one all of it is out, whatever the time
+        rest = rest[sock.send(rest[:step]) :]
 
 
 def _connected(connection: Any, fuse: Fuse) -> socket.socket:
@@ -437,12 +453,12 @@ class _SecurePool(HTTPSConnectionPool):
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **named: Any) -> None:
         oldest = ssl.TLSVersion.TLSv1_2
-        super().init_poolmanager(*args, blocksize=BLOCK, ssl_minimum_version=oldest, **named)
+        super().init_poolmanager(*args, blocksize=LARGE_BLOCK, ssl_minimum_version=oldest, **named)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
     def proxy_manager_for(self, proxy: str, **named: Any) -> Any:
         oldest = ssl.TLSVersion.TLSv1_2
-        manager = super().proxy_manager_for(proxy, blocksize=BLOCK, ssl_minimum_version=oldest, **named)
+        manager = super().proxy_manager_for(proxy, blocksize=LARGE_BLOCK, ssl_minimum_version=oldest, **named)
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
         return manager
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from outbox.errors import NoAnswer, NotSent
-from outbox.multipart import FieldPart, FilePart
+from outbox.multipart import BLOCK, LARGE_BLOCK, FieldPart, FilePart
 from outbox.testing import Receiver
 from outbox.transport import Answer, RequestsTransport, Upload
 from tests.certificates import HOST, Authority
@@ -393,3 +393,23 @@ def test_a_proxy_that_never_answers_is_given_up_in_time(authority: Authority, se
             Client(authority, proxies={"https": proxy.url}).send("https://integration.invalid/", deadline=0.3, connect=20)
 
     assert timed(send) < 5
+
+
+def test_a_large_block_goes_in_steps_that_a_slow_road_takes_in_time(
+    client: Client, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TLS socket takes all that it is given, within the time that is meant for silence."""
+    steps: list[int] = []
+
+    def send(sock: ssl.SSLSocket, data: memoryview, flags: int = 0) -> int:
+        steps.append(len(data))
+        return send_all(sock, data, flags)
+
+    send_all = ssl.SSLSocket.send
+    monkeypatch.setattr(ssl.SSLSocket, "send", send)
+
+    answer = client.transport.post_json(serve(answering).url, bytes(LARGE_BLOCK), 20, 5)
+
+    assert (200, True) == (answer.status, answer.sent_whole)
+    assert LARGE_BLOCK <= sum(steps)
+    assert max(steps) <= BLOCK

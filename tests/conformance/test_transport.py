@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from outbox import payload
+from outbox import digests, payload, transport
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, NotSent, SpoolError, TransportError
 from outbox.fuses import Fuse, Guard
-from outbox.multipart import FieldPart, FilePart
+from outbox.multipart import LARGE_BLOCK, FieldPart, FilePart
 from outbox.secret import conceal
 from outbox.testing import (
     Behaviour,
@@ -41,6 +41,7 @@ from outbox.transport import ANSWER_LIMIT, Answer, RequestsTransport, Upload
 from outbox.verdict import Facts, fit_for_a_row
 from tests.pure.making import shelf, spooled
 from tests.pure.recorder import Recorder, http, read_request
+from tests.road import Pace, Road
 from tests.scripted import KEPT_ALIVE, OK, Script, Server, answering, keeping_alive
 
 #: More than the kernels of both sides take without a reader.
@@ -244,6 +245,55 @@ def test_a_receiver_that_reads_nothing_ends_as_not_sent_in_time(client: Client, 
 
     with pytest.raises(NotSent, match=TOO_LATE):
         client.send(server.url, large=True, deadline=0.4)
+
+
+def test_a_road_that_is_slow_is_not_taken_for_one_that_is_silent(
+    client: Client, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large block takes twice the time that is meant for silence, and all the while some of it goes."""
+    pace = Pace(64 * 1024, 0.1)
+    patience = LARGE_BLOCK / pace.piece * pace.pause / 2
+    content = bytes(LARGE_BLOCK)
+    part = FilePart("f", "x", spooled(content))
+
+    def connected(*args: Any) -> socket.socket:
+        sock = connect(*args)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, pace.piece)  # else the kernel takes all of it at once
+        return sock
+
+    connect = transport._connected
+    monkeypatch.setattr(transport, "_connected", connected)
+    monkeypatch.setattr(digests, "WORTH_A_THREAD", 0)
+
+    with Road(serve(answering).port, request_pace=pace) as road:
+        answer = client.transport.send(Upload(road.url, [part]), shelf({part.file.name: content}), 60, patience)
+
+    assert (200, True) == (answer.status, answer.sent_whole)
+
+
+def test_no_leave_is_asked_after_the_last_step_of_a_large_block(
+    client: Client, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the other side may have all of it: to call that not sent would make a copy that nobody counts."""
+    document = bytes(LARGE_BLOCK)
+    out = 0
+
+    def send(sock: socket.socket, block: memoryview) -> int:
+        nonlocal out
+        now = send_some(sock, block[: LARGE_BLOCK // 3])
+        out += now
+        return now
+
+    def check(_fuse: Fuse) -> None:
+        if out == len(document):
+            raise TransportError("too late")
+
+    send_some = socket.socket.send
+    monkeypatch.setattr(socket.socket, "send", send)
+    monkeypatch.setattr(Fuse, "check", check)
+
+    with pytest.raises(NoAnswer, match="too late"):
+        client.transport.post_json(serve(answering).url, document, 20, 5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a full queue is answered otherwise elsewhere")

@@ -69,12 +69,12 @@ FAULTS = (
                 "outbox.multipart",
                 """\
         while left:
-            block = source.read(min(BLOCK, left))
+            block = source.read(min(most, left))
             if not block:
                 raise FileChanged(file.name, f"{left} of its {file.size} bytes are missing")
 """,
                 """\
-        while block := source.read(BLOCK):
+        while block := source.read(most):
 """,
             ),
         ),

@@ -23,10 +23,10 @@ from werkzeug.datastructures import Headers
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData, Preamble
 
 from outbox.destinations import EnosEvents
-from outbox.digests import AHEAD, WORTH_A_THREAD
+from outbox.digests import WORTH_A_THREAD
 from outbox.errors import FileChanged, FileMissing, Refused
 from outbox.model import Batch, SpooledFile
-from outbox.multipart import BLOCK, FieldPart, FilePart, Form, Part, head
+from outbox.multipart import BLOCK, LARGE_BLOCK, FieldPart, FilePart, Form, Part, head
 from tests.pure.making import NOW, TIME, Crate, batch, carrying, shelf, spooled
 
 BOUNDARY = "0123456789abcdef0123456789abcdef"
@@ -353,23 +353,37 @@ def test_its_length_is_the_bytes_it_gives_whatever_they_are_asked_in(block: int)
     assert all(len(piece) <= block for piece in pieces if block > 0)
 
 
-def test_small_parts_go_out_together() -> None:
+@pytest.mark.parametrize("asked", [BLOCK, LARGE_BLOCK])
+def test_small_parts_go_out_together(asked: int) -> None:
     tiny = form([FieldPart(f"{n}", b"x" * 100) for n in range(1000)])
 
-    pieces = [len(piece) for piece in iter(lambda: tiny.read(BLOCK), b"")]
+    pieces = [len(piece) for piece in iter(lambda: tiny.read(asked), b"")]
 
     assert [len(tiny)] == pieces
 
 
-def test_a_whole_block_goes_out_as_it_is() -> None:
+@pytest.mark.parametrize("asked", [BLOCK, LARGE_BLOCK])
+def test_a_whole_block_goes_out_as_it_is(asked: int) -> None:
     """To fill up with part of it would be to copy all of it, and of a large file every block."""
     content = bytes(3 * BLOCK)
     part = FilePart("f", "x", spooled(content))
     body = form([part], shelf({part.file.name: content}))
 
-    pieces = [len(piece) for piece in iter(lambda: body.read(BLOCK), b"")]
+    pieces = [len(piece) for piece in iter(lambda: body.read(asked), b"")]
 
     assert [BLOCK] * 3 == pieces[1:-1]
+
+
+def test_a_large_file_goes_out_in_large_blocks_each_by_itself() -> None:
+    content = bytes(LARGE)
+    part = FilePart("f", "x", spooled(content))
+    body = form([FieldPart("a", b"{}"), part, FieldPart("b", b"{}")], shelf({part.file.name: content}))
+
+    head_, *blocks, rest, tail = [len(piece) for piece in iter(lambda: body.read(LARGE_BLOCK), b"")]
+
+    assert [LARGE_BLOCK] * (LARGE // LARGE_BLOCK) == blocks
+    assert LARGE % LARGE_BLOCK == rest
+    assert len(body) == head_ + LARGE + tail
 
 
 @given(st.lists(st.integers(-1, 200), max_size=60))
@@ -483,13 +497,13 @@ def test_its_memory_does_not_grow_with_the_file() -> None:
     body = form([FilePart("f", "x", zeros)], lambda _: Endless(size))  # type: ignore[arg-type, return-value]
 
     tracemalloc.start()
-    sent = sum(len(block) for block in iter(lambda: body.read(BLOCK), b""))
+    sent = sum(len(block) for block in iter(lambda: body.read(LARGE_BLOCK), b""))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
     assert len(body) == sent
     assert body.sent_whole
-    assert peak < (AHEAD + 4) * BLOCK
+    assert peak < 3.5 * LARGE_BLOCK
 
 
 #: SHA-256 of 64 MiB of zeros.
@@ -592,18 +606,19 @@ def digesters() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "outbox-digest"]
 
 
+@pytest.mark.parametrize("block", [BLOCK, LARGE_BLOCK, 10 * LARGE_BLOCK])
 @pytest.mark.parametrize("alter", ALTERATIONS.values(), ids=ALTERATIONS)
-def test_the_last_block_of_a_large_file_that_was_altered_never_leaves(alter: Callable[[bytes], bytes]) -> None:
+def test_the_last_block_of_a_large_file_that_was_altered_never_leaves(alter: Callable[[bytes], bytes], block: int) -> None:
     content = random.Random(1).randbytes(LARGE)
     part = FilePart("f", "x", spooled(content))
     body = form([part, FieldPart("after", b"AFTER")], shelf({part.file.name: alter(content)}))
 
     pieces: list[bytes] = []
     with pytest.raises(FileChanged):
-        pieces.extend(iter(lambda: body.read(BLOCK), b""))
+        pieces.extend(iter(lambda: body.read(block), b""))
 
     before = len(b"--" + BOUNDARY.encode() + b"\r\n" + head(part))
-    assert len(b"".join(pieces)) <= before + LARGE - LARGE % BLOCK
+    assert len(b"".join(pieces)) <= before + LARGE - LARGE % LARGE_BLOCK
     assert not body.sent_whole
     assert not digesters()
 

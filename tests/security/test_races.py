@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import re
 import subprocess
@@ -17,9 +18,10 @@ from typing import Any, BinaryIO
 import pytest
 
 from outbox import DirectorySpool, Refused, SpooledFile, intake
+from outbox.digests import WORTH_A_THREAD
 from outbox.errors import FileChanged
 from outbox.intake import Offered
-from outbox.multipart import BLOCK, FieldPart, FilePart
+from outbox.multipart import BLOCK, LARGE_BLOCK, FieldPart, FilePart
 from outbox.tables import file
 from outbox.transport import RequestsTransport, Upload
 from tests.factories import event, states
@@ -121,10 +123,13 @@ def test_what_is_enqueued_under_attack_is_delivered_as_it_was_copied(place: Plac
 
 SMUGGLED = b"\r\nPOST /smuggled HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
 SIZE = 3 * BLOCK - 1000
+#: And one whose digest has a thread of its own, with the bytes that are read of it at a time.
+LARGE = WORTH_A_THREAD + 1000
+SIZES = {"small": (SIZE, BLOCK), "large": (LARGE, LARGE_BLOCK)}
 
 
 def _truncated(path: Path) -> None:
-    os.truncate(path, SIZE // 2)
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def _grown(path: Path) -> None:
@@ -134,7 +139,7 @@ def _grown(path: Path) -> None:
 
 def _changed(path: Path) -> None:
     with path.open("r+b") as opened:
-        opened.seek(SIZE - 10)
+        opened.seek(-10, os.SEEK_END)
         opened.write(b"X")
 
 
@@ -155,9 +160,10 @@ def _linked(path: Path) -> None:
 
 
 def _shrunk_and_grown(path: Path) -> None:
+    size = path.stat().st_size
     os.truncate(path, BLOCK)
     with path.open("ab") as opened:
-        opened.write(bytes(SIZE - BLOCK))
+        opened.write(bytes(size - BLOCK))
 
 
 HARMS = [_truncated, _grown, _changed, _changed_at_its_beginning, _replaced, _linked, _shrunk_and_grown, Path.unlink]
@@ -192,14 +198,16 @@ class Told:
         self.right = spooled.sha256 == hashlib.sha256(self.body[start : start + spooled.size]).hexdigest()
 
 
+@pytest.mark.parametrize(("size", "block"), SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__.strip("_"))
 def test_a_file_that_changes_at_any_moment_of_its_sending_is_right_or_never_complete(
-    tmp_path: Path, transport: RequestsTransport, harm: Callable[[Path], None]
+    tmp_path: Path, transport: RequestsTransport, harm: Callable[[Path], None], size: int, block: int
 ) -> None:
     spool = DirectorySpool(tmp_path / "spool")
-    content = os.urandom(SIZE)
+    content = os.urandom(size)
+    reads = math.ceil(size / block) + 1
     outcomes = []
-    for moment in range(5):
+    for moment in range(reads + 1):
         spooled = spool.put(f"{moment:032x}", io.BytesIO(content))
         path = spool.where(spooled.name)
 
