@@ -44,7 +44,7 @@ def enter(
     """
     if len(arrivals) == 1 and not (arrivals[0].attachments or arrivals[0].request.ordering_key):
         row = _row(arrivals[0], now, new_id)
-        return [_found(connection, arrivals[0], row, _add(connection, [row], nudge=nudge))]
+        return [_found(connection, arrivals[0], row, _add(connection, [row], arrivals, nudge=nudge))]
     laden = [each for each in arrivals if each.attachments]
     fresh = {file.name for each in laden for file in each.fresh}
     shared = {a.file.name: a.name for each in laden for a in each.attachments if a.file.name not in fresh}
@@ -52,7 +52,7 @@ def enter(
         raise SpoolError(spool_again(shared[name]))
     new = [_row(each, now, new_id) for each in arrivals]
     placed = _placed(connection, new, [each.request for each in arrivals])
-    ids = _add(connection, placed, nudge=nudge)
+    ids = _add(connection, placed, arrivals, nudge=nudge)
     mine = list(ids.values())
     try:
         entered = [_found(connection, each, row, ids) for each, row in zip(arrivals, placed, strict=True)]
@@ -128,10 +128,11 @@ def _placed(connection: Connection, new: Sequence[NewMessage], requests: Sequenc
     return placed
 
 
-def _add(connection: Connection, new: Sequence[NewMessage], *, nudge: bool) -> dict[str, int]:
+def _add(connection: Connection, new: Sequence[NewMessage], arrivals: Sequence[Arrival], *, nudge: bool) -> dict[str, int]:
+    chosen = any(each.request.key for each in arrivals)
     if len(new) > 1:
-        return arriving.add_messages(connection, new, nudge=nudge)
-    message_id = arriving.add_message(connection, new[0], nudge=nudge)
+        return arriving.add_messages(connection, new, nudge=nudge, chosen=chosen)
+    message_id = arriving.add_message(connection, new[0], nudge=nudge, chosen=chosen)
     return {} if message_id is None else {new[0].key: message_id}
 
 

@@ -10,7 +10,22 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Column, Connection, CursorResult, Dialect, bindparam
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    Connection,
+    CursorResult,
+    Dialect,
+    FromClause,
+    String,
+    Text,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.sql.compiler import SQLCompiler
 
 
@@ -72,6 +87,31 @@ def document(columns: Sequence[Column[Any]], rows: Iterable[Sequence[Any]]) -> s
     """Rows of plain values and instants as one value that travels in a statement, for `listed` in it to take apart."""
     names = [each.name for each in columns]
     return _as_text([dict(zip(names, row, strict=True)) for row in rows])
+
+
+#: What stands between the members of a list: no JSON holds it as it is, and no name may.
+_BETWEEN = "\x1e"
+_BETWEEN_IN_SQL = func.chr(literal_column(str(ord(_BETWEEN))))
+
+
+def lists(columns: Sequence[Column[Any]], rows: Iterable[Sequence[Any]]) -> dict[str, str]:
+    """Rows of texts and numbers without control characters, one at least, as one value for each column, for `unlisted`.
+
+    Neither side has to look at each letter, as it would for a `document`: that takes a server a tenth of the time, and us too.
+    """
+    return {
+        each.name: _BETWEEN.join(values if isinstance(each.type, String) else map(str, values))
+        for each, values in zip(columns, zip(*rows, strict=True), strict=True)
+    }
+
+
+def unlisted(name: str, columns: Sequence[Column[Any]]) -> FromClause:
+    """The same as rows again, in a statement for Postgres."""
+    parts = [func.string_to_array(bindparam(each.name, type_=Text), _BETWEEN_IN_SQL) for each in columns]
+    found = func.unnest(*parts).table_valued(*(column(each.name, Text) for each in columns), name=name).render_derived()
+    return select(
+        *(found.c[each.name] if isinstance(each.type, String) else cast(found.c[each.name], each.type) for each in columns)
+    ).subquery(name)
 
 
 def _written(value: object) -> str:

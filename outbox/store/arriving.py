@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import product
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from sqlalchemy import Connection, Update, delete, false, insert, select, true, 
 from outbox.database import nudging_column
 from outbox.dialects import insert_or_nothing, insert_or_update, listed
 from outbox.model import Attachment, Lane, SpooledFile, State
-from outbox.statements import Ready, document, parameter
+from outbox.statements import Ready, document, lists, parameter, unlisted
 from outbox.tables import attachment, file, head, message, stream
 
 #: A statement that writes nothing and yet takes SQLite's write lock.
@@ -81,31 +82,52 @@ _alike = attrgetter(*(each.name for each in _ALIKE))
 _all = attrgetter(*(each.name for each in (*_ALIKE, *_OWN)))
 
 
-def _add_one(connection: Connection, *, nudge: bool) -> Any:
-    columns = (*_COMMON, *_ALIKE, *_OWN)
+def _is_server(connection: Connection) -> bool:
+    """Whether rows come back from a statement at no cost, and lists are taken apart at little: on Postgres, not in SQLite."""
     dialect: Any = connection.dialect
-    if dialect.postfetch_lastrowid:  # then a row that comes back would cost more than all the rest
+    return not dialect.postfetch_lastrowid
+
+
+def _insert(connection: Connection, *, chosen: bool) -> Any:
+    """An INSERT of messages; of keys that a producer has `chosen` some may be taken.
+
+    Those that we make are random. To be prepared for what cannot happen costs a server a sixth of the INSERT: it looks up each
+    of them first, and has two entries in its log for each row.
+    """
+    if chosen or not _is_server(connection):
+        return insert_or_nothing(connection, message, _NAME)
+    return insert(message)
+
+
+def _add_one(connection: Connection, *, nudge: bool, chosen: bool) -> Any:
+    columns = (*_COMMON, *_ALIKE, *_OWN)
+    insertion = _insert(connection, chosen=chosen)
+    if not _is_server(connection):  # then a row that comes back would cost more than all the rest
         # As a SELECT: what is full in the midst of it takes back the statement alone, and the transaction goes on.
         values = select(*(parameter(each) for each in columns)).where(true())
-        return insert_or_nothing(connection, message, _NAME).from_select([each.name for each in columns], values)
+        return insertion.from_select([each.name for each in columns], values)
     given = {each.name: parameter(each) for each in columns}
     nudging = (nudging_column(message.c.destination.name),) if nudge else ()
-    return insert_or_nothing(connection, message, _NAME).values(given).returning(message.c.id, *nudging)
+    return insertion.values(given).returning(message.c.id, *nudging)
 
 
-def _add_many(connection: Connection, *, alike: bool, nudge: bool) -> Any:
+def _add_many(connection: Connection, *, alike: bool, nudge: bool, chosen: bool) -> Any:
     given, own = ((*_COMMON, *_ALIKE), _OWN) if alike else (_COMMON, (*_ALIKE, *_OWN))
-    rows = listed(connection, "rows", own)
+    rows = unlisted("rows", own) if alike and _is_server(connection) else listed(connection, "rows", own)
     # A condition there must be: without one, SQLite takes ON CONFLICT for a part of a join.
     found = select(*(parameter(each) for each in given), *rows.c).where(true())
-    insertion = insert_or_nothing(connection, message, _NAME).from_select([each.name for each in (*given, *own)], found)
+    insertion = _insert(connection, chosen=chosen).from_select([each.name for each in (*given, *own)], found)
     nudging = (nudging_column(message.c.destination.name),) if nudge else ()
     return insertion.returning(message.c.key, message.c.id, *nudging)
 
 
-_ADD_ONE = {nudge: Ready(partial(_add_one, nudge=nudge)) for nudge in (False, True)}
+_EITHER = (False, True)
+_ADD_ONE = {
+    (nudge, chosen): Ready(partial(_add_one, nudge=nudge, chosen=chosen)) for nudge, chosen in product(_EITHER, repeat=2)
+}
 _ADD_MANY = {
-    (alike, nudge): Ready(partial(_add_many, alike=alike, nudge=nudge)) for alike in (False, True) for nudge in (False, True)
+    (alike, nudge, chosen): Ready(partial(_add_many, alike=alike, nudge=nudge, chosen=chosen))
+    for alike, nudge, chosen in product(_EITHER, repeat=3)
 }
 
 
@@ -115,23 +137,36 @@ def _values(new: NewMessage) -> dict[str, Any]:
     return values
 
 
-def add_message(connection: Connection, new: NewMessage, *, nudge: bool = False) -> int | None:
-    """Insert a message; None when its key names one already. `nudge` where `nudging_column` is a help, and one is due."""
+def add_message(connection: Connection, new: NewMessage, *, nudge: bool = False, chosen: bool = True) -> int | None:
+    """Insert a message; None when its key names one already. `nudge` where `nudging_column` is a help, and one is due.
+
+    A key that was not `chosen` by anybody is one of `Ambient.new_id`, which names nothing else.
+    """
     values = _values(new)
-    made = _ADD_ONE[nudge].run(connection, values)
+    made = _ADD_ONE[nudge, chosen].run(connection, values)
     if not made.returns_rows:
         return made.lastrowid if made.rowcount else None
     found = made.one_or_none()
     return None if found is None else int(found[0])
 
 
-def add_messages(connection: Connection, new: Sequence[NewMessage], *, nudge: bool = False) -> dict[str, int]:
-    """Insert messages of one destination, enqueued at one moment; ids by key, without those whose key names one already."""
+def add_messages(
+    connection: Connection, new: Sequence[NewMessage], *, nudge: bool = False, chosen: bool = True
+) -> dict[str, int]:
+    """Insert messages of one destination, enqueued at one moment; ids by key, without those whose key names one already.
+
+    `nudge` and `chosen` as with `add_message`; the latter if any of the keys was.
+    """
     values = _values(new[0])
     shared = [*map(_alike, new)]
     alike = shared.count(shared[0]) == len(shared)
-    values["rows"] = document(_OWN, map(_own, new)) if alike else document((*_ALIKE, *_OWN), map(_all, new))
-    made: Sequence[Any] = _ADD_MANY[alike, nudge].run(connection, values).all()
+    if not alike:
+        values["rows"] = document((*_ALIKE, *_OWN), map(_all, new))
+    elif _is_server(connection):
+        values |= lists(_OWN, map(_own, new))
+    else:
+        values["rows"] = document(_OWN, map(_own, new))
+    made: Sequence[Any] = _ADD_MANY[alike, nudge, chosen].run(connection, values).all()
     return {row[0]: row[1] for row in made}
 
 

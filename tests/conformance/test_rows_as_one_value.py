@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from outbox.database import Database
 from outbox.dialects import listed
-from outbox.statements import Ready, document, parameter
+from outbox.statements import Ready, document, lists, parameter, unlisted
 from outbox.tables import message, read_instant
 
 INDIA = timezone(timedelta(hours=5, minutes=30))
@@ -82,3 +82,18 @@ def test_many_rows_are_one_statement(database: Database) -> None:
 def test_what_cannot_travel_is_refused(database: Database) -> None:
     with pytest.raises(TypeError, match="cannot travel in a statement: bytes"):
         document(COLUMNS, [(1, b"bytes", None, None)])
+
+
+def test_rows_as_lists_arrive_as_they_were(postgres_database: Database) -> None:
+    columns = (message.c.key, message.c.payload, message.c.size)
+    rows = [
+        ("a", "zwölf Boxkämpfer 🥊", 2**31 - 1),
+        ("", "'\";--\\ %s ? :rows $1", 0),
+        ("NULL", "", -1),
+        ("{a,b}", "x" * 100_000, 7),
+    ]
+    taken_apart = Ready(lambda _: sa.select(*unlisted("rows", columns).c))
+
+    with postgres_database.read() as connection:
+        assert rows == [tuple(row) for row in taken_apart.run(connection, lists(columns, rows))]
+        assert rows[:1] == [tuple(row) for row in taken_apart.run(connection, lists(columns, rows[:1]))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -95,6 +96,49 @@ def test_a_key_that_is_there_already_says_so(place: Place, outbox: Outbox) -> No
     assert [True, False] == [each.new for each in enqueued]
     assert enqueued[1].id == first
     assert {"a": State.PENDING, "b": State.PENDING} == states(place.database)
+
+
+def test_a_key_that_is_there_already_says_so_among_messages_without_one(place: Place, outbox: Outbox) -> None:
+    first = place.enqueue(outbox, "a")
+
+    with place.engine.begin() as connection:
+        enqueued = outbox.enqueue_many(connection, "enos", [event("b"), Entry(event("a"), key="a"), event("c")])
+
+    assert [True, False, True] == [each.new for each in enqueued]
+    assert enqueued[1].id == first
+    assert 3 == count(place.database, message)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "plain",
+        "'\";--\\",
+        "zwölf Boxkämpfer 🥊",
+        "\t\n\r\x1d\x1e\x1f\x00",
+        "%s %(rows)s ? :rows $1",
+        "NULL",
+        "{}",
+        "x" * 100_000,
+    ],
+)
+def test_a_payload_arrives_as_it_was_whatever_it_says(place: Place, outbox: Outbox, words: str) -> None:
+    given = [event("a", says=words), event("b"), event("c", says=[words])]
+
+    with place.engine.begin() as connection:
+        outbox.enqueue_many(connection, "enos", given)
+
+    assert given == [json.loads(text) for (text,) in rows(place, "payload")]
+
+
+def test_a_key_arrives_as_it_was_whatever_it_says(place: Place, outbox: Outbox) -> None:
+    keys = ["'\";--\\", "zwölf Boxkämpfer 🥊", "%s %(rows)s ? :rows $1", "NULL", " ", "{a,b}"]
+
+    with place.engine.begin() as connection:
+        outbox.enqueue_many(connection, "enos", [Entry(event(), key=each) for each in keys])
+
+    assert keys == [key for (key,) in rows(place, "key")]
 
 
 def test_of_a_key_that_is_given_twice_the_first_is_made(place: Place, outbox: Outbox) -> None:
