@@ -9,7 +9,7 @@ import re
 import stat
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -94,9 +94,9 @@ def examine(
 ) -> Request:
     """The request in order, or Refused with all its faults. Reads no file's content. `traceparent` is for one that has none."""
     payload = entry.payload
-    sound = json_payload.sound(payload)
-    endless = None if sound else json_payload.unbounded(payload)
-    faults = [] if sound else [endless] if endless else list(json_payload.faults(payload))
+    text = json_payload.written(payload)
+    endless = None if text else json_payload.unbounded(payload)
+    faults = [] if text else [endless] if endless else list(json_payload.faults(payload))
     if entry.key is not None:
         faults += _key_faults("key", entry.key)
     if entry.ordering_key is not None:
@@ -127,17 +127,15 @@ def examine(
         offered, wrong = _offers(files, destination, roots)
         faults += wrong
         given = {str(name): "" for name in files} | {each.name: each.filename for each in offered}
-    text = json_payload.text(payload) if sound else ""
-    draft = Draft(payload, text, given, {each.name: each.size for each in offered} if offered else {})
+    draft = Draft(payload, text or "", given, {each.name: each.size for each in offered} if offered else {})
     if endless is None:
         # The destination looks even at what is not quite JSON, so that all faults come out together.
         faults += destination.check(draft)
     if faults:
         shown = (Fault(json_payload.printable(path), json_payload.printable(text)) for path, text in faults)
         raise Refused(list(dict.fromkeys(shown)))
-    if not sound:
-        text = json_payload.text(payload)
-        draft = replace(draft, text=text)
+    if text is None:
+        text = draft.text = json_payload.text(payload)
     size = destination.weigh(draft)
     limit = destination.text_limit
     if limit is not None and size > limit:

@@ -111,7 +111,7 @@ class Attachment:
     content_type: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: for one that is made of each message that costs a microsecond
 class Draft:
     """A message at the door: what a destination checks and weighs before anything is written.
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from outbox.errors import Fault
@@ -55,45 +55,41 @@ def brief(value: object) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def sound(value: object) -> bool:
-    """Whether a value is JSON beyond doubt, told at a glance; of what is unusual, `unbounded` and `faults` tell the rest."""
-    members = 0
-    level: list[Any] = [value]
-    for _ in range(DEPTH):
-        below: list[Any] = []
-        for each in level:
-            within: Iterable[Any]
-            if type(each) is dict:
-                for name in each:
-                    if type(name) is not str or not name.isprintable():
-                        return False
-                within = each.values()
-            elif type(each) is list or type(each) is tuple:
-                within = each
-            else:
-                return False
-            members += len(each)
-            if members > MEMBERS:
-                return False
-            for member in within:
-                kind = type(member)
-                if kind is str:
-                    if not member.isascii() and _SURROGATES.search(member):
-                        return False
-                elif kind is dict or kind is list or kind is tuple:
-                    below.append(member)
-                elif kind is int:
-                    if not -(2**63) <= member < 2**63:
-                        return False
-                elif kind is float:
-                    if not math.isfinite(member):
-                        return False
-                elif member is not None and kind is not bool:
-                    return False
-        if not below:
-            return True
-        level = below
-    return False
+def written(value: object) -> str | None:
+    """Compact JSON of a value that is JSON beyond doubt, told at a glance; of others `unbounded` and `faults` tell the rest."""
+    try:
+        _room_left(value, DEPTH, MEMBERS)
+        found = _as_text(value)
+    except (ValueError, TypeError):
+        return None
+    return found if found.isascii() or not _SURROGATES.search(found) else None
+
+
+def _room_left(value: Any, depth: int, members: int) -> int:
+    """How many members there may still be, of so many, behind those of a list or an object that may be so deep.
+
+    Raises ValueError or TypeError unless all in it is plainly JSON, but for what writing it tells. Lists of numbers may be
+    long, and so the steps for each are few.
+    """
+    if type(value) is dict:
+        if not "".join(value).isprintable():  # a TypeError if a name is not a string
+            raise ValueError
+        value = value.values()
+    elif type(value) is not list and type(value) is not tuple:
+        raise TypeError
+    members -= len(value)
+    if depth == 0 or members < 0:
+        raise ValueError
+    for member in value:
+        kind = type(member)
+        if kind is str or kind is float:
+            continue
+        if kind is int:
+            if not -(2**63) <= member < 2**63:
+                raise ValueError
+        elif member is not None and kind is not bool:
+            members = _room_left(member, depth - 1, members)
+    return members
 
 
 def unbounded(value: object) -> Fault | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -148,3 +149,35 @@ def test_a_file_may_stand_where_the_siblings_models_have_one(
     faults = destination.check(Draft(struct, "", {"f": "f"}))
 
     assert allowed == (faults == [])
+
+
+#: For each member of a struct what may stand in it, and that there is none.
+ABSENT = object()
+ASSETS = [ABSENT, "a", "größe", "", " ", "a\n", "\x7f", 1, None]
+TIMES = [ABSENT, TIME, 0, 2**63 - 1, -1, 2**63, True, 1.5, "1", None]
+FEATURES = [
+    *(ABSENT, {"crack": {}}, {"crack": {"p": 1}, "rust": {}}, {"crack": {}, " ": {}}, {"": {}}, {1: {}}),
+    *({"crack": 1}, {"crack": {}, "rust": []}, {"crack": None}, {}, [], "crack", None),
+]
+OTHERS: list[dict[Any, Any]] = [{}, {"other": 1}, {1: 1}, {"productKey": "p", "deviceKey": "d"}, {"productKey": "p"}]
+
+
+@pytest.mark.parametrize("kind", [EnosEvents, EnosMeasurePoints, EnosAttributes])
+def test_what_is_let_pass_at_first_sight_has_no_fault(kind: type[EnosEvents]) -> None:
+    class Thorough(kind):  # type: ignore[misc, valid-type]
+        def _is_usual(self, struct: dict[Any, Any]) -> bool:
+            return False
+
+    usual, thorough = (each(name="enos", url="https://a.example", org_id="o") for each in (kind, Thorough))
+
+    for asset, time, features, others in itertools.product(ASSETS, TIMES, FEATURES, OTHERS):
+        named = {"assetId": asset, "time": time, kind.action.member: features} | others
+        struct = {name: value for name, value in named.items() if value is not ABSENT}
+        assert thorough.check(Draft(struct, "{}")) == usual.check(Draft(struct, "{}"))
+
+
+@pytest.mark.parametrize("kind", [EnosEvents, EnosMeasurePoints])
+def test_most_messages_need_no_second_look(kind: type[EnosEvents]) -> None:
+    destination = kind(name="enos", url="https://a.example", org_id="o")
+
+    assert destination._is_usual({"assetId": "a", "time": TIME, kind.action.member: {"crack": {"severity": 3}}})

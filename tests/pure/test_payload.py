@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.errors import Fault
-from outbox.payload import DEPTH, MEMBERS, believed, faults, has_controls, integer, shown, strings, text, unbounded
+from outbox.payload import DEPTH, MEMBERS, believed, faults, has_controls, integer, shown, strings, text, unbounded, written
 
 
 def nested(depth: int, kind: type = list) -> Any:
@@ -130,6 +131,52 @@ def test_what_has_no_fault_can_be_written_and_read_back(value: object) -> None:
 
     assert value == json.loads(written)
     assert "\x00" not in written.decode()
+
+
+@given(ANYTHING)
+def test_what_is_written_at_a_glance_is_what_a_close_look_would_have_let_pass(value: object) -> None:
+    at_a_glance = written(value)
+
+    if at_a_glance is not None:
+        assert [] == list(faults(value))
+        assert unbounded(value) is None
+        assert text(value) == at_a_glance
+
+
+class Words(str):
+    """A string of somebody's own."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            {"a": each}
+            for each in (math.nan, -math.inf, b"", {1}, "\ud800", ["\udfff"], 2**63, -(2**63) - 1, Decimal(1), object)
+        ),
+        *({"a": [each]} for each in ({1: 2}, {None: 2}, {True: 2}, {1.5: 2}, {"\n": 1}, {"\x7f": 1}, {"\ud800": 1}, {b"": 1})),
+        *({"a": each} for each in (Counter("a"), defaultdict(list), Words("a"), [Words("a")])),
+        *(nested(DEPTH + 1), nested(DEPTH + 1, dict), nested(5000), circle(), [0] * (MEMBERS + 1), [[0] * MEMBERS]),
+        *("a", 1, None, Counter("a")),
+    ],
+    ids=lambda value: ascii(value)[:30] if not isinstance(value, list) else None,
+)
+def test_what_is_unusual_is_looked_at_more_closely(value: object) -> None:
+    assert written(value) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [None, True, 0, -(2**63), 2**63 - 1, 1.5, "größe 🙂", "nul \x00", (), {}, (1, [2])], "größe": {"b": {"c": [1]}}},
+        *([], {}, nested(DEPTH), nested(DEPTH, dict), [0] * MEMBERS),
+    ],
+    ids=range(6),
+)
+def test_what_is_usual_needs_no_closer_look(value: object) -> None:
+    assert text(value) == written(value)
 
 
 @given(ANYTHING)
