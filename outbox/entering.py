@@ -11,6 +11,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from outbox import intake
+from outbox.ambient import several
 from outbox.errors import KeyConflict, OutboxError, SpoolError
 from outbox.model import Attachment, Enqueued, Lane, SpooledFile, State
 from outbox.store import arriving, shares
@@ -42,17 +43,20 @@ def enter(
 
     With `nudge` the statement that does so nudges, if there is a new one.
     """
+    given = [each.request.key for each in arrivals]
+    made = iter(several(new_id, given.count(None)))
+    keys, chosen = [key or next(made) for key in given], any(given)
     if len(arrivals) == 1 and not (arrivals[0].attachments or arrivals[0].request.ordering_key):
-        row = _row(arrivals[0], now, new_id)
-        return [_found(connection, arrivals[0], row, _add(connection, [row], arrivals, nudge=nudge))]
+        row = _row(arrivals[0], now, keys[0])
+        return [_found(connection, arrivals[0], row, _add(connection, [row], nudge=nudge, chosen=chosen))]
     laden = [each for each in arrivals if each.attachments]
     fresh = {file.name for each in laden for file in each.fresh}
     shared = {a.file.name: a.name for each in laden for a in each.attachments if a.file.name not in fresh}
     for name in arriving.freed(connection, shared) if shared else ():
         raise SpoolError(spool_again(shared[name]))
-    new = [_row(each, now, new_id) for each in arrivals]
+    new = [_row(each, now, key) for each, key in zip(arrivals, keys, strict=True)]
     placed = _placed(connection, new, [each.request for each in arrivals])
-    ids = _add(connection, placed, arrivals, nudge=nudge)
+    ids = _add(connection, placed, nudge=nudge, chosen=chosen)
     mine = list(ids.values())
     try:
         entered = [_found(connection, each, row, ids) for each, row in zip(arrivals, placed, strict=True)]
@@ -80,7 +84,7 @@ def spool_again(name: str) -> str:
     return f"the spooled file given as {name!r} has been freed since; spool it again"
 
 
-def _row(arrival: Arrival, now: datetime, new_id: Callable[[], str]) -> NewMessage:
+def _row(arrival: Arrival, now: datetime, key: str) -> NewMessage:
     request = arrival.request
     attachments = arrival.attachments
     file_bytes = sum(each.file.size for each in attachments) if attachments else 0
@@ -88,7 +92,7 @@ def _row(arrival: Arrival, now: datetime, new_id: Callable[[], str]) -> NewMessa
     return NewMessage(  # by place: names would cost a fiftieth of an enqueue
         request.destination.name,
         request.lane or (Lane.LARGE if large else Lane.NORMAL),
-        request.key or new_id(),
+        key,
         request.text,
         intake.digest(request.text, attachments, request.ordering_key),
         request.size,
@@ -128,8 +132,7 @@ def _placed(connection: Connection, new: Sequence[NewMessage], requests: Sequenc
     return placed
 
 
-def _add(connection: Connection, new: Sequence[NewMessage], arrivals: Sequence[Arrival], *, nudge: bool) -> dict[str, int]:
-    chosen = any(each.request.key for each in arrivals)
+def _add(connection: Connection, new: Sequence[NewMessage], *, nudge: bool, chosen: bool) -> dict[str, int]:
     if len(new) > 1:
         return arriving.add_messages(connection, new, nudge=nudge, chosen=chosen)
     message_id = arriving.add_message(connection, new[0], nudge=nudge, chosen=chosen)

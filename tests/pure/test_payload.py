@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter, defaultdict
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outbox import payload
 from outbox.errors import Fault
 from outbox.payload import DEPTH, MEMBERS, believed, faults, has_controls, integer, shown, strings, text, unbounded, written
 
@@ -177,6 +179,22 @@ def test_what_is_unusual_is_looked_at_more_closely(value: object) -> None:
 )
 def test_what_is_usual_needs_no_closer_look(value: object) -> None:
     assert text(value) == written(value)
+
+
+@pytest.mark.parametrize(
+    "make", [None, lambda: None, lambda *_: lambda *_: ("{}",)], ids=["absent", "of other arguments", "odd"]
+)
+def test_where_python_has_no_encoder_to_be_kept_the_text_is_the_same(make: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"größe 🙂": ['\x00"\\/', 1, -1.5e300, True, None, (), {}, [{}]]}
+    kept = payload._writer()
+    monkeypatch.setattr(json.encoder, "c_make_encoder", make)
+    monkeypatch.setattr(json.JSONEncoder, "encode", lambda self, value: "".join(self.iterencode(value)))  # as it is without
+    other = payload._writer()
+
+    assert '{"größe 🙂":["\\u0000\\"\\\\/",1,-1.5e+300,true,null,[],{},[{}]]}' == other(value) == kept(value)
+    for write, unfit in itertools.product((kept, other), (math.nan, b"", {"a": [math.inf]})):
+        with pytest.raises((ValueError, TypeError), match="JSON"):
+            write(unfit)
 
 
 @given(ANYTHING)
