@@ -43,12 +43,13 @@ def enter(
 
     With `nudge` the statement that does so nudges, if there is a new one.
     """
+    if len(arrivals) == 1 and not (arrivals[0].attachments or arrivals[0].request.ordering_key):
+        key = arrivals[0].request.key
+        row = _row(arrivals[0], now, key or new_id())
+        return [_found(connection, arrivals[0], row, _add(connection, [row], nudge=nudge, chosen=key is not None))]
     given = [each.request.key for each in arrivals]
     made = iter(several(new_id, given.count(None)))
     keys, chosen = [key or next(made) for key in given], any(given)
-    if len(arrivals) == 1 and not (arrivals[0].attachments or arrivals[0].request.ordering_key):
-        row = _row(arrivals[0], now, keys[0])
-        return [_found(connection, arrivals[0], row, _add(connection, [row], nudge=nudge, chosen=chosen))]
     laden = [each for each in arrivals if each.attachments]
     fresh = {file.name for each in laden for file in each.fresh}
     shared = {a.file.name: a.name for each in laden for a in each.attachments if a.file.name not in fresh}
