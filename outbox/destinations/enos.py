@@ -211,7 +211,7 @@ class EnosEvents(Destination):
         return verdict_of(rule.meaning, facts, answer, now)
 
     def _is_usual(self, struct: dict[Any, Any]) -> bool:
-        """Whether a struct has nothing but what most have, and none of the faults below: told in a third of their time."""
+        """Whether a struct has nothing but what most have, and none of the faults below: told in half of their time."""
         action = self.action
         asset, time, features = struct.get("assetId"), struct.get("time"), struct.get(action.member)
         # Three members that are there, of three, and so no others.
