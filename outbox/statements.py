@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import (
@@ -26,6 +27,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy import values as sql_values
 from sqlalchemy.sql.compiler import SQLCompiler
 
 
@@ -43,6 +45,11 @@ class Ready:
         """Execute it; what comes back is as the driver has it: `read_instant` reads its instants."""
         plan = self._plan(connection)
         return connection.exec_driver_sql(plan.text, plan.parameters(values))
+
+    def run_with(self, connection: Connection, values: dict[str, Any], rows: Sequence[Sequence[Any]]) -> CursorResult[Any]:
+        """The same for one whose last parameters are the row of `filled_in`, with so many rows in its place."""
+        plan = self._plan(connection)
+        return connection.exec_driver_sql(*plan.repeated(values, rows))
 
     def _plan(self, connection: Connection) -> _Plan:
         dialect = connection.dialect
@@ -64,6 +71,7 @@ class _Plan:
         binds = sorted(compiled.binds.items(), key=lambda bind: type(bind[1].type).__name__)
         made = {name: each.type.dialect_impl(dialect).bind_processor(dialect) for name, each in binds}
         self._writers = [(name, write) for name, write in made.items() if write is not None]
+        self._texts: dict[int, str] = {}
         self._constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
 
     def parameters(self, values: dict[str, Any]) -> Any:
@@ -76,6 +84,19 @@ class _Plan:
                     last, written = value, write(value)
                 known[name] = written
         return known if self._order is None else tuple([known[name] for name in self._order])
+
+    def repeated(self, values: dict[str, Any], rows: Sequence[Sequence[Any]]) -> tuple[str, tuple[Any, ...]]:
+        """The text for so many rows, and the values as the driver takes them.
+
+        There are texts for 2, 4, 8 and so on, so that a driver that keeps what it has prepared has seen them before; what is
+        too many is filled with nulls.
+        """
+        width, room = len(rows[0]), 1 << (len(rows) - 1).bit_length()
+        if room not in self._texts:
+            marks = f"({', '.join('?' * width)})"
+            self._texts[room] = self.text.replace(marks, ", ".join([marks] * room))
+        nulls = (None,) * (width * (room - len(rows)))
+        return self._texts[room], (*self.parameters(values)[:-width], *chain.from_iterable(rows), *nulls)
 
 
 def parameter(column: Column[Any], name: str | None = None) -> BindParameter[Any]:
@@ -112,6 +133,20 @@ def unlisted(name: str, columns: Sequence[Column[Any]]) -> FromClause:
     return select(
         *(found.c[each.name] if isinstance(each.type, String) else cast(found.c[each.name], each.type) for each in columns)
     ).subquery(name)
+
+
+def can_fill_in(connection: Connection) -> bool:
+    """Whether a driver marks parameters so that `filled_in` can be repeated."""
+    return connection.dialect.paramstyle == "qmark"
+
+
+def filled_in(columns: Sequence[Column[Any]]) -> FromClause:
+    """A row of parameters for these columns, for `Ready.run_with` to repeat; in a statement for SQLite, which names them so.
+
+    Rows without a `column1` are none. SQLite takes a document apart anew for each member of each row.
+    """
+    names = [column(f"column{number}", each.type) for number, each in enumerate(columns, 1)]
+    return sql_values(*names).data([tuple(parameter(each) for each in columns)])
 
 
 def _written(value: object) -> str:

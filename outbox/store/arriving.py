@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from enum import Enum
 from functools import partial
 from itertools import product
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Update, delete, false, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, Update, delete, false, insert, select, true, update
 
 from outbox.database import nudging_column
 from outbox.dialects import insert_or_nothing, insert_or_update, listed
 from outbox.model import Attachment, Lane, SpooledFile, State
-from outbox.statements import Ready, document, lists, parameter, unlisted
+from outbox.statements import Ready, can_fill_in, document, filled_in, lists, parameter, unlisted
 from outbox.tables import attachment, file, head, message, stream
 
 #: A statement that writes nothing and yet takes SQLite's write lock.
@@ -111,11 +112,34 @@ def _add_one(connection: Connection, *, nudge: bool, chosen: bool) -> Any:
     return insertion.values(given).returning(message.c.id, *nudging)
 
 
-def _add_many(connection: Connection, *, alike: bool, nudge: bool, chosen: bool) -> Any:
-    given, own = ((*_COMMON, *_ALIKE), _OWN) if alike else (_COMMON, (*_ALIKE, *_OWN))
-    rows = unlisted("rows", own) if alike and _is_server(connection) else listed(connection, "rows", own)
+class _Travel(Enum):
+    """How many messages get into a statement."""
+
+    DOCUMENT = "document"  #: with all that may differ between them
+    LISTS = "lists"  #: with what each has for itself, and so below
+    PARAMETERS = "parameters"
+
+
+def _travel(connection: Connection, *, alike: bool) -> _Travel:
+    if not alike:
+        return _Travel.DOCUMENT
+    if _is_server(connection):
+        return _Travel.LISTS
+    return _Travel.PARAMETERS if can_fill_in(connection) else _Travel.DOCUMENT
+
+
+def _add_many(connection: Connection, *, travel: _Travel, nudge: bool, chosen: bool) -> Any:
+    given, own = (_COMMON, (*_ALIKE, *_OWN)) if travel is _Travel.DOCUMENT else ((*_COMMON, *_ALIKE), _OWN)
     # A condition there must be: without one, SQLite takes ON CONFLICT for a part of a join.
-    found = select(*(parameter(each) for each in given), *rows.c).where(true())
+    there: ColumnElement[bool] = true()
+    if travel is _Travel.DOCUMENT:
+        rows = listed(connection, "rows", own)
+    elif travel is _Travel.LISTS:
+        rows = unlisted("rows", own)
+    else:
+        rows = filled_in(own)
+        there = rows.c.column1.is_not(None)
+    found = select(*(parameter(each) for each in given), *rows.c).where(there)
     insertion = _insert(connection, chosen=chosen).from_select([each.name for each in (*given, *own)], found)
     nudging = (nudging_column(message.c.destination.name),) if nudge else ()
     return insertion.returning(message.c.key, message.c.id, *nudging)
@@ -126,8 +150,8 @@ _ADD_ONE = {
     (nudge, chosen): Ready(partial(_add_one, nudge=nudge, chosen=chosen)) for nudge, chosen in product(_EITHER, repeat=2)
 }
 _ADD_MANY = {
-    (alike, nudge, chosen): Ready(partial(_add_many, alike=alike, nudge=nudge, chosen=chosen))
-    for alike, nudge, chosen in product(_EITHER, repeat=3)
+    (travel, nudge, chosen): Ready(partial(_add_many, travel=travel, nudge=nudge, chosen=chosen))
+    for travel, nudge, chosen in product(_Travel, _EITHER, _EITHER)
 }
 
 
@@ -159,15 +183,16 @@ def add_messages(
     """
     values = _values(new[0])
     shared = [*map(_alike, new)]
-    alike = shared.count(shared[0]) == len(shared)
-    if not alike:
-        values["rows"] = document((*_ALIKE, *_OWN), map(_all, new))
-    elif _is_server(connection):
-        values |= lists(_OWN, map(_own, new))
+    travel = _travel(connection, alike=shared.count(shared[0]) == len(shared))
+    statement = _ADD_MANY[travel, nudge, chosen]
+    if travel is _Travel.PARAMETERS:
+        made = statement.run_with(connection, values, [*map(_own, new)])
+    elif travel is _Travel.LISTS:
+        made = statement.run(connection, values | lists(_OWN, map(_own, new)))
     else:
-        values["rows"] = document(_OWN, map(_own, new))
-    made: Sequence[Any] = _ADD_MANY[alike, nudge, chosen].run(connection, values).all()
-    return {row[0]: row[1] for row in made}
+        made = statement.run(connection, values | {"rows": document((*_ALIKE, *_OWN), map(_all, new))})
+    rows: Sequence[Any] = made.all()
+    return {row[0]: row[1] for row in rows}
 
 
 def named(connection: Connection, destination: str, key: str) -> Known | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 
 from outbox.database import Database
 from outbox.dialects import listed
-from outbox.statements import Ready, document, lists, parameter, unlisted
+from outbox.statements import Ready, document, filled_in, lists, parameter, unlisted
 from outbox.tables import message, read_instant
 
 INDIA = timezone(timedelta(hours=5, minutes=30))
@@ -97,3 +98,18 @@ def test_rows_as_lists_arrive_as_they_were(postgres_database: Database) -> None:
     with postgres_database.read() as connection:
         assert rows == [tuple(row) for row in taken_apart.run(connection, lists(columns, rows))]
         assert rows[:1] == [tuple(row) for row in taken_apart.run(connection, lists(columns, rows[:1]))]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 100, 500, 1000])
+def test_rows_as_parameters_arrive_as_they_were(sqlite_url: str, count: int) -> None:
+    columns = (message.c.key, message.c.payload, message.c.size)
+    rows = [(f"{number}", "zwölf 'Boxkämpfer' 🥊 ? (?, ?, ?)", number) for number in range(count)]
+    given = filled_in(columns)
+    filled = Ready(lambda _: sa.select(parameter(message.c.due_at), *given.c).where(given.c.column1.is_not(None)))
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    values = {"due_at": now, **dict.fromkeys(("key", "payload", "size"))}
+
+    with closing(Database(sqlite_url)) as database, database.read() as connection:
+        for some in (rows, rows[: count // 2 + 1]):
+            found = filled.run_with(connection, values, some).all()
+            assert [(now, *row) for row in some] == [(read_instant(due_at), *row) for due_at, *row in found]

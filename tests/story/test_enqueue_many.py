@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from outbox import Entry, KeyConflict, Lane, Outbox, Refused, State
+from outbox import Entry, KeyConflict, Lane, Outbox, Refused, State, prepare
 from outbox.policy import HANDFUL
 from outbox.store import arriving
 from outbox.tables import attachment, file, head, message, stream
@@ -139,6 +139,29 @@ def test_a_key_arrives_as_it_was_whatever_it_says(place: Place, outbox: Outbox) 
         outbox.enqueue_many(connection, "enos", [Entry(event(), key=each) for each in keys])
 
     assert keys == [key for (key,) in rows(place, "key")]
+
+
+@pytest.mark.parametrize("style", ["qmark", "named", "numeric"])
+def test_an_engine_may_mark_its_parameters_as_it_likes(sqlite_place: Place, style: Any) -> None:
+    outbox = sqlite_place.outbox()
+    engine = prepare(sa.create_engine(sqlite_place.url, paramstyle=style))
+
+    with engine.begin() as connection:
+        outbox.enqueue_many(connection, "enos", [event(f"turbine-{number}") for number in range(3)])
+
+    engine.dispose()
+    payloads = [json.loads(text) for (text,) in rows(sqlite_place, "payload")]
+    assert ["turbine-0", "turbine-1", "turbine-2"] == [each["assetId"] for each in payloads]
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5, HANDFUL - 1, HANDFUL, HANDFUL + 2])
+def test_as_many_are_made_as_are_given(place: Place, outbox: Outbox, number: int) -> None:
+    with place.engine.begin() as connection:
+        enqueued = outbox.enqueue_many(connection, "enos", [event(f"{each}") for each in range(number)])
+
+    assets = {each: json.loads(text)["assetId"] for each, text in rows(place, "id", "payload")}
+    assert [f"{each}" for each in range(number)] == [assets.pop(each.id) for each in enqueued]
+    assert {} == assets
 
 
 def test_of_a_key_that_is_given_twice_the_first_is_made(place: Place, outbox: Outbox) -> None:
