@@ -340,11 +340,12 @@ def test_only_what_is_ours_is_deleted_and_no_link_is_followed(place: Place) -> N
     first = place.spool / place.spooled()[0]
     first.unlink()
     first.symlink_to(victims / f"{0:032x}")  # in the place of a spooled file
+    untaken = next(folder for each in range(16) if not (folder := place.spool / f"c{each:x}").exists())
     planted = [
         linked(place.spool / "ab" / ("0" * 30 + "ab"), victims / f"{1:032x}"),
         linked(place.spool / ".swept" / ("1" * 32), victims / f"{1:032x}"),
         linked(place.spool / ".unfinished" / ("2" * 32), victims / f"{1:032x}"),
-        linked(place.spool / "cd", victims),
+        linked(untaken, victims),
         written(place.spool / "ab" / "notes.txt"),
         written(place.spool / "ab" / ("A" * 30 + "ab")),
         written(place.spool / ".swept" / ".keep"),
