@@ -565,7 +565,7 @@ PLACES = {
     "how many cells a page has": lambda raw: raw.index(b'"wait-3"') // 4096 * 4096 + 4,
     "a payload": lambda raw: raw.index(b'"wait-3"') + 2,
     "a definition": lambda raw: raw.index(b"CREATE TABLE outbox_message") + 3,
-    "a word in a CHECK": lambda raw: raw.index(b"IN ('cancelled'") + 6,
+    "a word in a CHECK": lambda raw: raw.index(b"(state = 'cancelled'") + 11,
 }
 
 
