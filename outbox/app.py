@@ -271,8 +271,8 @@ class Outbox(Operations, Explaining, Views):
             context,
             first,
         )
-        text = sum(each.size for each in examined)
-        self.room.admit(sum(file.size or 0 for each in examined for file in each.files if _comes_in(file)), text)
+        text = sum([each.size for each in examined])
+        self.room.admit(sum([file.size or 0 for each in examined for file in each.files if _comes_in(file)]), text)
         arrivals: list[entering.Arrival] = []
         connection: Connection | None = None
         try:
@@ -299,7 +299,7 @@ class Outbox(Operations, Explaining, Views):
         except BaseException:
             self._drop_fresh(arrivals)
             raise
-        self._drop(file for each in entered for file in each.unneeded)
+        self._drop([file for each in entered for file in each.unneeded])
         return [each.enqueued for each in entered]
 
     def _mind_durability(self, connection: Connection) -> None:

@@ -62,11 +62,12 @@ class Timekeeper:
         """The time now. While the clock is in dispute, `chosen` is the earlier of the two times and `invented` the later."""
         with self._lock:
             now, ticks = self._ambient.now(), self._ambient.monotonic()
-            expected = self._wall + timedelta(seconds=ticks - self._ticks)
-            offset = (now - expected).total_seconds()
-            if abs(offset) <= _TOLERANCE or not plausible(expected):
+            passed = ticks - self._ticks
+            offset = (now - self._wall).total_seconds() - passed
+            if abs(offset) <= _TOLERANCE or not plausible(self._wall + timedelta(seconds=passed)):
                 self._wall, self._ticks, self._disputed_since = now, ticks, None
-                return When.certain(now)
+                return When(now, now, now)
+            expected = self._wall + timedelta(seconds=passed)
             if self._disputed_since is None or abs(offset - self._offset) > _TOLERANCE:
                 self._disputed_since, self._offset = ticks, offset
             if ticks - self._disputed_since >= _CONFIRMED_AFTER:
