@@ -27,8 +27,8 @@ from outbox.store.claiming import THE_BEGINNING, Outlook, Waiting
 from outbox.store.deliveries import Ended, Start
 from outbox.timekeeping import SKEW, Timekeeper, When, plausible
 
-#: Seconds that a mark is believed.
-_MARKS_LAST = 2.0
+#: Seconds that marks are believed, at least; and so many times as long as a look from the beginning takes.
+_MARKS_LAST, _MARKS_LAST_TIMES = 2.0, 40
 #: Seconds between two looks at how far away messages are that nobody put off on purpose.
 _LOOK_FAR_EVERY = 5.0
 
@@ -116,19 +116,20 @@ class _Marks:
     """Where in the order of `due_at` the next claim may begin to look, lane by lane; for Postgres.
 
     While a transaction is open elsewhere, what was claimed since stays in its indexes, and a look from the beginning walks past
-    all of it. What comes to lie before a mark is found when that is dropped, every other second.
+    all of it. What comes to lie before a mark is found when that is dropped: every other second, and less often where a look
+    from the beginning takes long.
     """
 
     def __init__(self, database: Database) -> None:
         self.wanted = database.kind == "postgresql"
         self._lock = threading.Lock()
         self._marks: dict[tuple[str, Lane], datetime] = {}
-        self._dropped: dict[str, float] = {}
+        self._good_until: dict[str, float] = {}
 
     def read(self, name: str, now: float) -> dict[Lane, datetime]:
         """The marks of a destination's lanes, those that are still to be believed."""
-        if now - self._dropped.get(name, -math.inf) >= _MARKS_LAST:
-            self._dropped[name] = now
+        if now >= self._good_until.get(name, -math.inf):
+            self._good_until[name] = now + _MARKS_LAST
             self.drop(name)
         with self._lock:
             return {lane: self._marks[name, lane] for lane in Lane if (name, lane) in self._marks}
@@ -138,6 +139,10 @@ class _Marks:
         with self._lock:
             for lane in Lane:
                 self._marks.pop((name, lane), None)
+
+    def looked(self, name: str, now: float, took: float) -> None:
+        """A look from the beginning has taken so many seconds: the next one comes when that is a small part of the time."""
+        self._good_until[name] = max(self._good_until.get(name, now), now + took * _MARKS_LAST_TIMES)
 
     def move(self, name: str, lane: Lane, further: datetime | None) -> None:
         """The next look may begin there; None when there was an end to what was found."""
@@ -253,8 +258,12 @@ class Claims:
 
     def look(self, connection: Connection, name: str) -> View:
         """What a claim must know first, in one statement. Raises WorkerGone."""
-        worker, marks = self._identity(), self._marks.read(name, self._ambient.monotonic())
+        began = self._ambient.monotonic()
+        worker, marks = self._identity(), self._marks.read(name, began)
         outlook = claiming.outlook(connection, worker, name, marks)
+        if self._marks.wanted and not marks:
+            now = self._ambient.monotonic()
+            self._marks.looked(name, now, now - began)
         if outlook is None:
             raise WorkerGone(worker)
         return View(worker, marks, outlook)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from datetime import timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -50,6 +51,25 @@ def test_what_lies_before_a_mark_is_found_after_two_seconds_whatever_lies_behind
     clock.move(2)
 
     assert ["before"] == keys_claimed(postgres_database, claims)
+
+
+def test_where_a_look_from_the_beginning_takes_long_it_is_taken_less_often(postgres_database: Database) -> None:
+    clock = Clock()
+    claims = claims_of(postgres_database, clock, enos=ONE)
+    wait_in_turn(postgres_database, *"abcd")
+
+    @sa.event.listens_for(postgres_database.engine, "before_cursor_execute")
+    def take_long(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT outbox_destination.failures"):
+            clock.move(0.5)
+
+    taken = [keys_claimed(postgres_database, claims)]
+    wait_in_turn(postgres_database, "before", ago=1000)
+    for seconds in (15, 20):
+        clock.move(seconds)
+        taken.append(keys_claimed(postgres_database, claims))
+
+    assert [["a"], ["b"], ["before"]] == taken
 
 
 def test_what_came_back_is_looked_for_at_once(postgres_database: Database) -> None:
