@@ -277,7 +277,8 @@ def _mark(connection: Connection) -> Any:
     changes = {"state": literal_column("'claimed'"), "claimed_by": parameter(message.c.claimed_by, "worker")}
     return (
         update(message)
-        .where(message.c.id == taken.id, pending)
+        # Not as it is: a planner would take one of the indexes of what waits, with all that was in it once.
+        .where(message.c.id == taken.id, message.c.state.concat("") == literal_column("'pending'"))
         .values(**changes, delivery_id=taken.delivery_id, attempt=message.c.attempt + 1)
         .returning(*_CARRIED)
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ from outbox import State
 from outbox.database import Database
 from outbox.model import Outcome, Reason
 from outbox.store import arriving, recording, streams
-from outbox.tables import attempt, delivery, file, head
+from outbox.tables import attempt, delivery, file, head, message
 from outbox.verdict import Facts
 from tests.factories import (
     NOW,
@@ -20,6 +21,8 @@ from tests.factories import (
     claim,
     dead,
     finish_delivery,
+    join,
+    message_values,
     put,
     record,
     row_of,
@@ -41,6 +44,29 @@ def taken_back(connection: sa.Connection, claimed: Claimed) -> None:
     """As a rescue does."""
     lost = claimed.settled(state=State.PENDING, outcome=Outcome.UNKNOWN, unknowns=1)
     assert set(claimed.ids) == record(connection, claimed.delivery, claimed.worker, lost, NOW)
+
+
+def test_on_postgres_what_is_claimed_and_settled_is_found_by_its_id_however_many_there_are(
+    postgres_database: Database,
+) -> None:
+    heard: list[tuple[str, Any]] = []
+    with postgres_database.begin() as connection:
+        join(connection, "w1")
+        for state, number in ((State.DELIVERED, 4000), (State.PENDING, 600)):
+            connection.execute(sa.insert(message), [message_values(state) for _ in range(number)])
+        sa.event.listen(connection, "before_cursor_execute", lambda *given: heard.append((given[2], given[3])))
+        claimed = claim(connection, limit=500)
+        assert claimed is not None
+        assert set(claimed.ids) == record(connection, claimed.delivery, claimed.worker, claimed.settled())
+        updates = [each for each in heard if each[0].startswith("UPDATE outbox_message")]
+        plans = [
+            [str(row[0]) for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)]
+            for statement, parameters in updates
+        ]
+
+    assert 2 == len(plans)
+    for plan in plans:
+        assert [line for line in plan if "Index Scan using pk_outbox_message" in line], plan
 
 
 SETTLEMENTS = {
