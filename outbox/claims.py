@@ -240,7 +240,7 @@ class Claims:
         batches = self._claim(connection, name, asks, view)
         if view.marks and not any(batches):  # what there is lies before them
             self._marks.drop(name)
-            batches = self._claim(connection, name, asks, self.look(connection, name))
+            batches = self._claim(connection, name, asks, self.look(connection, name, marked=False))
         return batches
 
     def claim_along(
@@ -256,10 +256,10 @@ class Claims:
             return []
         return batches
 
-    def look(self, connection: Connection, name: str) -> View:
-        """What a claim must know first, in one statement. Raises WorkerGone."""
+    def look(self, connection: Connection, name: str, *, marked: bool = True) -> View:
+        """What a claim must know first, in one statement; if it is not `marked`, from the beginning. Raises WorkerGone."""
         began = self._ambient.monotonic()
-        worker, marks = self._identity(), self._marks.read(name, began)
+        worker, marks = self._identity(), self._marks.read(name, began) if marked else {}
         outlook = claiming.outlook(connection, worker, name, marks)
         if self._marks.wanted and not marks:
             now = self._ambient.monotonic()
