@@ -47,8 +47,4 @@ BOUNDS: dict[str, str] = {
         "to 0.9 of curl), blocks of 1 MiB (a sixth less processor, 1.1 to 1.2 times); sendfile with the digest's thread "
         "reading for itself, memory used again, larger socket buffers, TCP_CORK (nothing)."
     ),
-    "idle_cpu_sqlite": (
-        "A look at the file every 65 ms wakes a thread, which takes 0.1 to 0.2 ms on this machine whatever it does then. "
-        "Tried: inotify (0.2 %, but it needs ctypes, which this project does without), 40 ms (0.66 %)."
-    ),
 }

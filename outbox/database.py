@@ -516,14 +516,14 @@ class Database:
             engine = self.engine
             listens = engine.dialect.driver == "psycopg" and isinstance(engine.pool, QueuePool | NullPool)
             return ServerNudges(lambda: self._listener(engine)) if listens else None
-        return None if self._path is None else FileNudges(self._path, self._written_by_others)
+        return None if self._path is None else FileNudges(self._path, self._version)
 
-    def _written_by_others(self) -> tuple[int, int]:
-        """Another value whenever somebody else has written, as the connection sees it that does our writing."""
+    def _version(self) -> tuple[tuple[int, int], int]:
+        """What changes when somebody else has written, and what when we have, as the connection sees it that we write with."""
         ours = self.engine.raw_connection()
         try:
             driver: Any = ours.dbapi_connection
-            return id(driver), driver.execute("PRAGMA data_version").fetchone()[0]
+            return (id(driver), driver.execute("PRAGMA data_version").fetchone()[0]), driver.total_changes
         finally:
             ours.close()
 

@@ -1,8 +1,8 @@
 """Nudges: whoever waits for work is told that there may be some, and need not ask for it all the time.
 
 A nudge is a hint and no more: one may come for nothing, and one may be lost. On Postgres it is a NOTIFY of the enqueuing
-transaction. On SQLite it is that somebody else has written to the database, and from a producer in the same process the news
-that it is about to commit.
+transaction. On SQLite it is that somebody else has written to the database: the kernel says so where it can, else one looks
+often; and from a producer in the same process the news that it is about to commit.
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
 
+from outbox.bell import Bell
+
 #: What Postgres calls it; the payload is the name of a destination, or empty for any.
 CHANNEL, _LISTEN = "outbox", "LISTEN outbox"
 #: The name that stands for any destination.
 ANY = ""
-#: Seconds between two looks at a SQLite database; when a commit of this process is on its way; and for how long it may be.
-_LOOK_EVERY = 0.065
+#: Seconds between two looks at a SQLite database at most, by somebody who is told of writes, and where nobody tells.
+_LOOK_SELDOM, _LOOK_OFTEN = 2.0, 0.065
+#: Seconds between two looks when a commit of this process is on its way, and for how long it may be.
 _LOOK_SHARPLY = 0.001
 _AWAITED_FOR = 1.0
-#: Nanoseconds after which a file that was not touched since has its time for itself: clocks of file systems are coarse.
-_COARSE = 100_000_000
+#: Seconds between the looks that follow a write: its commit comes when the disk has it.
+_AFTER_A_WRITE = tuple(_LOOK_SHARPLY * 2**each for each in range(11))
+#: And those that follow a write of our own, or of something else in the folder: somebody may have come right behind it.
+_AFTER_ANOTHER = (_LOOK_OFTEN,)
 #: Seconds between two tries to listen to a server that does not let us, at first and at most; and between two proofs that it
 #: is still there.
 _RETRY, _RETRY_AT_MOST = 0.5, 30.0
@@ -77,21 +82,21 @@ if hasattr(os, "register_at_fork"):  # Windows has no forks
 class FileNudges:
     """Waits for others to write to a SQLite database.
 
-    `version` is what changes whenever somebody else has: as the connection sees it that we write with, so that what we write
-    ourselves wakes nobody.
+    `version` is two values: one that changes whenever somebody else has, and one whenever we have, as the connection sees it
+    that we write with: what we write ourselves wakes nobody.
     """
 
     heard = True
 
-    def __init__(self, path: str, version: Callable[[], Hashable]) -> None:
+    def __init__(self, path: str, version: Callable[[], tuple[Hashable, Hashable]]) -> None:
         self._path = path
         self._version = version
-        self._wal = f"{path}-wal"
+        self._wal = f"{os.path.realpath(path)}-wal"
+        self._bell = Bell(os.path.dirname(self._wal))  # noqa: PTH120 (what a Path costs has no place here)
         self._touched: tuple[int, int] | None = None
-        self._seen: Hashable = None
-        # A bare lock: waiting for an Event costs several times as much, and there is nothing else that an idle worker does.
-        self._bell = threading.Lock()
-        self._bell.acquire()
+        self._seen: tuple[Hashable, Hashable] = (None, None)
+        self._pauses = iter(_AFTER_A_WRITE)
+        self._rests = False  #: they are over
         self._ended = False
         self._told: set[str] = set()
         self._awaited: set[str] = set()
@@ -101,55 +106,69 @@ class FileNudges:
 
     def wait(self, seconds: float) -> set[str]:
         ends = time.monotonic() + seconds
+        written = False
         while not self._ended:
             now = time.monotonic()
             sharp = now < self._awaited_until
-            if (found := self._news(sharp)) or now >= ends:
+            touched = self._was_touched()
+            watching = not (sharp or touched or written) and self._bell.watch()
+            found, ours = self._news()
+            if found or now >= ends:
                 return found
-            self._bell.acquire(timeout=min(_LOOK_SHARPLY if sharp else _LOOK_EVERY, ends - now))
+            pause = self._next_pause(written, touched, ours)
+            if sharp:
+                pause = _LOOK_SHARPLY
+            elif not watching:
+                pause = min(pause, _LOOK_OFTEN)
+            written = self._bell.wait(min(pause, ends - now), watching=watching)
         return set()
 
-    def _ring(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it has been rung already
-            self._bell.release()
+    def _next_pause(self, written: bool, touched: bool, ours: bool) -> float:
+        """Seconds until the next look: less and less often."""
+        if ours or (written and not touched):
+            self._pauses = iter(_AFTER_ANOTHER)
+        elif written or (touched and self._rests):
+            self._pauses = iter(_AFTER_A_WRITE)
+        pause = next(self._pauses, None)
+        self._rests = pause is None
+        return _LOOK_SELDOM if pause is None else pause
 
-    def _news(self, sharp: bool) -> set[str]:
-        changed = False
-        if sharp or self._was_touched():
-            version = self._version()
-            changed, self._seen = version != self._seen, version
+    def _news(self) -> tuple[set[str], bool]:
+        """Whom there may be something for; and whether we have written ourselves since the last look."""
+        before, self._seen = self._seen, self._version()
+        changed, ours = (one != other for one, other in zip(before, self._seen, strict=True))
         with _lock:
             found, self._told = self._told, set()
             if changed:
                 found |= self._awaited or {ANY}
                 self._awaited, self._awaited_until = set(), 0.0
-        return found
+        return found, ours
 
     def _was_touched(self) -> bool:
-        """Whether anybody may have written since the last look, ourselves included: that costs less to ask."""
+        """Whether anybody has written since the last look, ourselves included."""
         try:
             there = os.stat(self._wal)  # noqa: PTH116 (what a Path costs for that is what there is to save)
         except OSError:
             return True
         before, self._touched = self._touched, (there.st_mtime_ns, there.st_size)
-        return before != self._touched or time.time_ns() - there.st_mtime_ns < _COARSE
+        return before != self._touched
 
     def expect(self, names: set[str]) -> None:
         """Somebody in this process is about to commit something for these."""
         with _lock:
             self._awaited |= names
             self._awaited_until = time.monotonic() + _AWAITED_FOR
-        self._ring()
+        self._bell.ring()
 
     def tell(self, names: set[str]) -> None:
         """Something for these has been committed, with a connection of ours."""
         with _lock:
             self._told |= names
-        self._ring()
+        self._bell.ring()
 
     def interrupt(self) -> None:
         self._ended = True
-        self._ring()
+        self._bell.ring()
 
     def close(self) -> None:
         with _lock:
@@ -157,6 +176,7 @@ class FileNudges:
                 those.remove(self)
             if not those:
                 _listening.pop(self._path, None)
+        self._bell.close()
 
 
 def mark(connection: Connection, path: Callable[[], str | None], name: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from outbox.model import Message
+from outbox.statements import Ready, parameter
 from outbox.tables import claimed, delivery, head, message, worker
 
 
@@ -52,18 +53,30 @@ def beat(connection: Connection, worker_id: str, now: datetime, skipping: Collec
 
     `skipping` are destinations whose streams go on past the dead: one that stands there is stuck.
     """
-    mine = update(worker).where(worker.c.id == worker_id, worker.c.gone.is_(False))
+    mine = {"worker": worker_id, "now": now}
+    found = connection.execute(_raise_beat(skipping), mine) if skipping else _BEAT.run(connection, mine)
+    row = found.one_or_none()
+    return None if row is None else Beat(*(bool(each) for each in row))
+
+
+def _raise_beat(skipping: Collection[str] = ()) -> Any:
+    """Of `worker`, at `now`."""
+    mine = bindparam("worker", type_=worker.c.id.type)
     other = worker.alias("other")
     claimed_by = select(head.c.stream_id).where(head.c.claimed_by.is_not(None))
     blocked = select(head.c.stream_id).where(head.c.blocked_by.is_not(None), head.c.destination.in_(skipping))
     looks = (
-        select(other.c.id).where(other.c.gone.is_(False), other.c.id != worker_id).exists().label("others"),
+        select(other.c.id).where(other.c.gone.is_(False), other.c.id != mine).exists().label("others"),
         select(delivery.c.id).where(delivery.c.finished_at.is_(None)).exists().label("unfinished"),
         (or_(claimed_by.exists(), blocked.exists()) if skipping else claimed_by.exists()).label("stuck"),
     )
-    values = {"beat": worker.c.beat + 1, "beat_at": now}
-    row = connection.execute(mine.values(values).returning(worker.c.stop_asked, *looks)).one_or_none()
-    return None if row is None else Beat(*(bool(each) for each in row))
+    values = {"beat": worker.c.beat + 1, "beat_at": parameter(worker.c.beat_at, "now")}
+    raised = update(worker).where(worker.c.id == mine, worker.c.gone.is_(False)).values(values)
+    return raised.returning(worker.c.stop_asked, *looks)
+
+
+#: It is what an idle worker does.
+_BEAT = Ready(lambda _: _raise_beat())
 
 
 def ask_to_stop(connection: Connection, ids: Collection[str] | None = None) -> list[str]:

@@ -125,7 +125,7 @@ def test_a_worker_that_is_declared_gone_after_it_has_beaten_is_seen(stage: Stage
 
 
 def test_a_beat_of_one_who_is_gone_is_seen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken(monkeypatch, living.beat, ", worker.c.gone.is_(False)")
+    broken(monkeypatch, living._raise_beat, ", worker.c.gone.is_(False)")
 
     _breaks_a_law(stage, scopes.CRASHES, "claims, looks around, beats", "that is gone beats")
 
