@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -331,7 +332,11 @@ class Dispatcher:
         asked = list(itertools.takewhile(lambda each: each.result.worker == asked[0].result.worker, asked))
         claimed: list[Batch | None] = []
         lanes = [each.lanes for each in asked if each.lanes is not None]
-        written = self._write_all([each.result for each in asked], lanes=lanes, claimed=claimed)
+        results = [each.result for each in asked]
+        try:
+            written = self._write_all(results, lanes=lanes, claimed=claimed, whole=all(map(_is_plain, results)))
+        except recording.SomeAreLost:
+            written = self._write_all(results, lanes=lanes, claimed=claimed)
         batches = iter(claimed)
         return [
             _Done(each, True, next(batches)) if claimed and ask.lanes is not None else _Done(each)
@@ -348,12 +353,13 @@ class Dispatcher:
         again: bool = False,
         lanes: Sequence[Sequence[Lane]] = (),
         claimed: list[Batch | None] | None = None,
+        whole: bool = False,
     ) -> list[dict[int, Settlement]]:
         """One short transaction: the destination's row, the messages with their attempts, the deliveries; all of one worker's.
 
         Returns what became of the messages whose claim still held. `again`: an earlier try failed, perhaps with its COMMIT done
         and only the news of it lost; then nobody is charged a second time. For each of `lanes` the next batch is put into
-        `claimed`, unless that must wait until this is committed.
+        `claimed`, unless that must wait until this is committed. `whole` as in `record`.
         """
         name, worker = results[0].destination, results[0].worker
         when = self._claims.when(name)
@@ -371,7 +377,13 @@ class Dispatcher:
             if done:
                 return [settled[results[0].delivery]]
             recorded = recording.record(
-                connection, worker, settled, when, keep_late=results[0].witnessed, skip=policy.on_dead == "skip"
+                connection,
+                worker,
+                settled,
+                when,
+                keep_late=results[0].witnessed,
+                skip=policy.on_dead == "skip",
+                whole=whole,
             )
             theirs = (each.messages for each in results if isinstance(each.verdict, Delivered))
             with_files = [
@@ -475,6 +487,14 @@ def _result(batch: Batch, verdict: Verdict, trace_id: str | None) -> Result:
     return Result(
         batch.delivery, batch.worker, batch.destination, batch.messages, size, verdict, batch.probe_until, trace_id=trace_id
     )
+
+
+_HAS_ORDERING_KEY = operator.attrgetter("has_ordering_key")
+
+
+def _is_plain(result: Result) -> bool:
+    """Whether nobody else waits for what becomes of these messages."""
+    return not any(map(_HAS_ORDERING_KEY, result.messages))
 
 
 def _moves(verdict: Verdict) -> bool:

@@ -242,6 +242,7 @@ class Message(NamedTuple):
     attachments: tuple[Attachment, ...] = ()
     suspect: bool = False  #: a worker died while it travelled alone
     traceparent: str | None = None  #: the context of the trace it was enqueued in
+    has_ordering_key: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -361,6 +361,7 @@ attempt = Table(
     Column("late_outcome", String(10), comment="what a worker that had lost the claim found out afterwards"),
     one_of("outcome", Outcome),
     one_of("late_outcome", Outcome),
+    sqlite_with_rowid=False,  # else each would have two places, one of them by a number that nobody asks for
 )
 
 destination = Table(

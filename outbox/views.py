@@ -131,7 +131,7 @@ class Views:
         with self.database.snapshot() as connection:
             row = self._row(connection, id_or_key, destination)
             attached = [_attachment(each) for each in looking.files_of(connection, row["id"])]
-        names = [name for name in Message._fields if name not in ("text", "attachments")]
+        names = [name for name in Message._fields if name not in ("text", "attachments", "has_ordering_key")]
         message = Message(**{name: row[name] for name in names}, text=row["payload"], attachments=tuple(attached))
         batch = Batch(0, "", row["destination"], Lane(row["lane"]), (message,), now)
         return self._declared(row["destination"]).encode(batch)

@@ -255,10 +255,16 @@ def keys_claimed(database: Database, claims: Claims) -> list[str]:
 
 
 def record(
-    connection: sa.Connection, delivery_id: int, worker: str, settled: dict[int, Settlement], now: datetime = NOW
+    connection: sa.Connection,
+    delivery_id: int,
+    worker: str,
+    settled: dict[int, Settlement],
+    now: datetime = NOW,
+    *,
+    whole: bool = False,
 ) -> set[int]:
     """As the worker does that sent it; the ids written."""
-    return recording.record(connection, worker, {delivery_id: settled}, When.certain(now), keep_late=True).written
+    return recording.record(connection, worker, {delivery_id: settled}, When.certain(now), whole=whole).written
 
 
 def settlement(state: State = State.DELIVERED, outcome: Outcome = Outcome.DELIVERED, **changes: Any) -> Settlement:

@@ -337,6 +337,7 @@ def upgrade() -> None:
             ["message_id"], ["outbox_message.id"], name=op.f("fk_outbox_attempt_message_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("message_id", "number", name=op.f("pk_outbox_attempt")),
+        sqlite_with_rowid=False,
     )
 
 

@@ -11,13 +11,12 @@ from itertools import chain, zip_longest
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Connection,
     Integer,
-    Row,
     Select,
     bindparam,
+    case,
     exists,
     func,
     literal_column,
@@ -54,7 +53,7 @@ THE_BEGINNING = datetime(1, 1, 2, tzinfo=UTC)
 
 
 class Waiting(NamedTuple):
-    """A due message, before anything large about it is read."""
+    """A due message; where it is long, without its payload."""
 
     id: int
     size: int
@@ -68,6 +67,11 @@ class Waiting(NamedTuple):
     expires_at: datetime | None
     clock_plausible: bool
     due_at: datetime
+    key: str
+    failures: int
+    unknowns: int
+    traceparent: str | None
+    payload: str | None
 
 
 class Outlook(NamedTuple):
@@ -141,7 +145,12 @@ def _due(name: str | ColumnElement[Any], lane: str | ColumnElement[Any], when: W
     return (*_queue(name, lane), has_come(message.c.due_at, message.c.scheduled, when))
 
 
-_WAITING: tuple[Column[Any], ...] = tuple(message.c[name] for name in Waiting._fields)
+#: Bytes of a payload that are read with the first look; what is longer may not fit into the request, and is read when it does.
+_SHORT = 4096
+_WAITING: tuple[ColumnElement[Any], ...] = (
+    *(message.c[name] for name in Waiting._fields if name != "payload"),
+    case((message.c.size <= literal_column(str(_SHORT)), message.c.payload)).label("payload"),
+)
 
 
 def waiting(
@@ -163,11 +172,11 @@ def waiting(
     since it was refused with others, becomes the first itself. `skip`: a stream goes on after a message of it has died.
     Queues that are empty by what was `seen` are not asked, and of the first, what was due before `mark`.
     """
-    found: Sequence[Row[Any]] = []
+    found: Sequence[Sequence[Any]] = []
     if seen is None or lane in seen.lanes:
         statement = _LOOSE if when.beyond is None else _LOOSE_BEYOND
         values = {"destination": name, "lane": lane.value, "limit": limit, "mark": mark, "chosen": when.chosen}
-        found = statement.run(connection, {**values, "invented": when.invented, "beyond": when.beyond}).all()
+        found = statement.rows(connection, {**values, "invented": when.invented, "beyond": when.beyond})
     oldest = _plain(found)
     heads = seen is None or seen.streams
     of_streams = streams.take_heads(connection, name, lane, when, limit, _WAITING, skip=skip) if heads else []
@@ -186,7 +195,7 @@ _as_message = functools.partial(tuple.__new__, Message)
 _EXPIRES_AT = operator.attrgetter("expires_at")
 
 
-def _plain(rows: Sequence[Row[Any]]) -> list[Waiting]:
+def _plain(rows: Sequence[Sequence[Any]]) -> list[Waiting]:
     """Rows as the driver has them; their `due_at` too."""
     found: list[Waiting] = list(map(_as_waiting, rows))
     if any(map(_EXPIRES_AT, found)):
@@ -255,21 +264,21 @@ def mark_claimed(
         if of_streams := [each.stream_id for each in messages if each.stream_id is not None]:
             place = {"claimed_by": worker_id, "served": number}
             connection.execute(update(head).where(head.c.stream_id.in_(of_streams)).values(place))
-    rows = paired(connection, {number: [each.id for each in messages] for number, messages in begun.items()})
-    marked = {row[0]: row for row in _MARK.run(connection, {"worker": worker_id, "rows": rows}).all()}
+    ids = {number: [each.id for each in messages] for number, messages in begun.items()}
+    marked = _MARK.run(connection, {"worker": worker_id, "rows": paired(connection, ids)}).rowcount
+    mine = None if marked == sum(map(len, ids.values())) else _claimed_for(connection, worker_id, begun)
     for number, messages in begun.items():
         if of_shares := {each.share_id for each in messages if each.share_id is not None}:
             shares.served(connection, of_shares, number, when)
-    with_files = [each.id for messages in begun.values() for each in messages if each.files]
+    taken = list(chain.from_iterable(begun.values()))
+    with_files = [each.id for each in taken if each.files]
     attached = attachments(connection, with_files) if with_files else {}
+    long = [each.id for each in taken if each.payload is None]
+    payloads = _payloads(connection, long) if long else {}
     return {
-        number: [_message(each, marked[each.id], attached.get(each.id, ())) for each in messages if each.id in marked]
+        number: [_message(each, payloads, attached.get(each.id, ())) for each in messages if mine is None or each.id in mine]
         for number, messages in begun.items()
     }
-
-
-#: What a message carries, and what a look at it did not read.
-_CARRIED = (message.c.id, message.c.key, message.c.payload, message.c.failures, message.c.unknowns, message.c.traceparent)
 
 
 def _mark(connection: Connection) -> Any:
@@ -280,17 +289,28 @@ def _mark(connection: Connection) -> Any:
         # Not as it is: a planner would take one of the indexes of what waits, with all that was in it once.
         .where(message.c.id == taken.id, message.c.state.concat("") == literal_column("'pending'"))
         .values(**changes, delivery_id=taken.delivery_id, attempt=message.c.attempt + 1)
-        .returning(*_CARRIED)
     )
 
 
 _MARK = Ready(_mark)
 
 
-def _message(seen: Waiting, carried: Sequence[Any], attached: Sequence[Attachment]) -> Message:
-    number, key, text, failures, unknowns, traceparent = carried
-    counters = (seen.attempt + 1, failures, unknowns, seen.batch_limit, seen.size, seen.file_bytes, seen.files)
-    return _as_message((number, key, text, *counters, tuple(attached), bool(seen.suspect), traceparent))
+def _claimed_for(connection: Connection, worker_id: str, deliveries: Collection[int]) -> set[int]:
+    """The messages that are a worker's now, for these deliveries: of what was seen, some did not wait any more."""
+    mine = (claimed, message.c.claimed_by == worker_id, message.c.delivery_id.in_(deliveries))
+    return set(connection.execute(select(message.c.id).where(*mine)).scalars())
+
+
+def _payloads(connection: Connection, ids: Collection[int]) -> dict[int, str]:
+    found = connection.execute(select(message.c.id, message.c.payload).where(message.c.id.in_(ids)))
+    return {row.id: row.payload for row in found}
+
+
+def _message(seen: Waiting, payloads: Mapping[int, str], attached: Sequence[Attachment]) -> Message:
+    text = payloads[seen.id] if seen.payload is None else seen.payload
+    counters = (seen.attempt + 1, seen.failures, seen.unknowns, seen.batch_limit, seen.size, seen.file_bytes, seen.files)
+    has_key = seen.stream_id is not None or seen.share_id is not None
+    return _as_message((seen.id, seen.key, text, *counters, tuple(attached), bool(seen.suspect), seen.traceparent, has_key))
 
 
 def attachments(connection: Connection, ids: Collection[int]) -> dict[int, list[Attachment]]:

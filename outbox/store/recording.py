@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from enum import Enum, auto
+from functools import partial
+from itertools import chain, product
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Boolean, Connection, and_, bindparam, case, exists, func, insert, literal_column, select, update
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    CursorResult,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 
 from outbox.dialects import paired, pairs_of
 from outbox.model import FINAL, Outcome, State
@@ -39,6 +55,10 @@ class Recorded(NamedTuple):
     shares: set[int]
 
 
+class SomeAreLost(Exception):
+    """Not every claim holds any more; which do is to be asked for in another transaction."""
+
+
 #: The row that each message of a delivery becomes, by id.
 Settled = Mapping[int, Settlement]
 
@@ -51,12 +71,14 @@ def record(
     *,
     keep_late: bool = True,
     skip: bool = False,
+    whole: bool = False,
 ) -> Recorded:
     """Write what became of each message of a worker's deliveries, if the claim still holds.
 
     A delivery's id is new with every attempt, so asking for it is asking for the attempt number, for the whole set at once.
     For the others the outcome is kept, with `keep_late`, as the late one of an attempt that somebody else has ended. `skip`: a
-    stream goes on after a message of it has died.
+    stream goes on after a message of it has died. `whole`, for messages of which none has an ordering key: none is read again,
+    and it raises SomeAreLost if a claim does not hold; nothing of the transaction may stay then.
     """
     groups: dict[Settlement, dict[int, list[int]]] = defaultdict(dict)
     for delivery_id, settled in deliveries.items():
@@ -71,7 +93,16 @@ def record(
     lost: list[tuple[int, int, Settlement]] = []
     for settlement, claims in groups.items():
         travelling = paired(connection, claims)
-        rows = _settled(connection, worker_id, settlement, travelling, when)
+        tried = {"rows": travelling, "outcome": settlement.outcome.value, "finished_at": when.now}
+        made = _settled(connection, worker_id, settlement, travelling, when, whole=whole)
+        if whole:
+            ids = list(chain.from_iterable(claims.values()))
+            if made.rowcount != len(ids):
+                raise SomeAreLost
+            written.update(ids)
+            _ADD_ATTEMPTS.run(connection, tried)
+            continue
+        rows: Sequence[Any] = made.all()
         written.update([row[0] for row in rows])
         of_streams.update([row[1] for row in rows if row[1] is not None])
         if settlement.state is State.PENDING:
@@ -82,8 +113,7 @@ def record(
                 connection, {number: [each for each in ids if each in written] for number, ids in claims.items()}
             )
         if rows:
-            tried = {"rows": travelling, "outcome": settlement.outcome.value, "finished_at": when.now}
-            _ADD_ATTEMPTS.run(connection, tried)
+            _ADD_ATTEMPTS.run(connection, tried | {"rows": travelling})
     if keep_late and lost:
         _keep_late(connection, lost)
     if of_streams:
@@ -92,14 +122,18 @@ def record(
     return Recorded(written, bool(of_streams), held)
 
 
-def _settled(connection: Connection, worker_id: str, settlement: Settlement, claims: str, when: When) -> Sequence[Any]:
-    """Messages that were claimed for deliveries, `paired`, and become the same: of each its id, its stream and its share."""
+def _settled(
+    connection: Connection, worker_id: str, settlement: Settlement, claims: str, when: When, *, whole: bool
+) -> CursorResult[Any]:
+    """Messages that were claimed for deliveries, `paired`, become the same.
+
+    Of each comes back its id, its stream and its share; nothing if it is `whole`.
+    """
     if settlement.state is State.DELIVERED:
-        statement = _DELIVERED
+        kind = _Kind.DELIVERED
     else:
-        statement = _SETTLE if settlement.due_at is None and not settlement.faulted else _SETTLE_LATER
-    values = {"worker": worker_id, "rows": claims} | _changes(settlement, when.now)
-    return statement.run(connection, values).all()
+        kind = _Kind.AT_ONCE if settlement.due_at is None and not settlement.faulted else _Kind.LATER
+    return _SETTLE[kind, whole].run(connection, {"worker": worker_id, "rows": claims} | _changes(settlement, when.now))
 
 
 def _attempts(connection: Connection) -> Any:
@@ -147,20 +181,30 @@ def _changes(settlement: Settlement, now: datetime) -> dict[str, Any]:
     }
 
 
-def _settle(connection: Connection, *, changed: Sequence[str] = _CHANGED, later: bool = False) -> Any:
-    """Claimed messages become what was settled; `later` ones may get a new instant, or remember the delivery as a failure."""
+class _Kind(Enum):
+    """What there is to write of messages that become the same."""
+
+    AT_ONCE = auto()
+    LATER = auto()  #: they may get a new instant, or remember the delivery as a failure
+    DELIVERED = auto()
+
+
+def _settle(connection: Connection, *, kind: _Kind, whole: bool) -> Any:
+    """Claimed messages become what was settled; if it is `whole`, nothing comes back but how many they are."""
+    # What is delivered keeps its counters: to write them as they are has SQLite check them once more.
+    changed = ("state", "reason_text", "suspect", "finished_at") if kind is _Kind.DELIVERED else _CHANGED
     claims = pairs_of(connection, "rows").c
     changes: dict[str, Any] = {name: parameter(message.c[name]) for name in changed} | {
         "claimed_by": None,
         "delivery_id": None,
     }
-    if later:
+    if kind is _Kind.LATER:
         due_at = parameter(message.c.due_at)
         changes["due_at"] = func.coalesce(due_at, message.c.due_at)
         changes["scheduled"] = and_(message.c.scheduled, due_at.is_(None))
         faulted = bindparam("faulted", type_=Boolean)
         changes["faulted_in"] = case((faulted, message.c.delivery_id), else_=message.c.faulted_in)
-    return (
+    settled = (
         update(message)
         .where(
             message.c.id == claims.id,
@@ -170,14 +214,11 @@ def _settle(connection: Connection, *, changed: Sequence[str] = _CHANGED, later:
             message.c.delivery_id == claims.delivery_id,
         )
         .values(changes)
-        .returning(message.c.id, message.c.stream_id, message.c.share_id)
     )
+    return settled if whole else settled.returning(message.c.id, message.c.stream_id, message.c.share_id)
 
 
-_SETTLE = Ready(_settle)
-#: What is delivered keeps its counters: to write them as they are has SQLite check them once more.
-_DELIVERED = Ready(lambda connection: _settle(connection, changed=("state", "reason_text", "suspect", "finished_at")))
-_SETTLE_LATER = Ready(lambda connection: _settle(connection, later=True))
+_SETTLE = {(kind, whole): Ready(partial(_settle, kind=kind, whole=whole)) for kind, whole in product(_Kind, (False, True))}
 
 
 def ended_as(connection: Connection, delivery_id: int, outcome: Outcome) -> bool:

@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import chain, zip_longest
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, bindparam, case, or_, select, union_all, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, case, or_, select, union_all, update
 
 from outbox.dialects import insert_or_nothing
 from outbox.model import Lane
@@ -85,7 +85,7 @@ def hold_for_replay(connection: Connection, shares: Collection[int]) -> list[int
 
 
 def take(
-    connection: Connection, name: str, lane: Lane, when: When, limit: int, columns: Sequence[Column[Any]]
+    connection: Connection, name: str, lane: Lane, when: When, limit: int, columns: Sequence[ColumnElement[Any]]
 ) -> list[Row[Any]]:
     """Due messages of the shares of a lane, locked: the first of each before the second of any."""
     waiting = select(share.c.id).where(due(name, [lane], when)).order_by(share.c.served, share.c.id).limit(limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, and_, bindparam, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, exists, func, select, update
 
 from outbox.model import Lane, State
 from outbox.store import pausing
@@ -26,7 +26,7 @@ def due(name: str, lanes: Collection[Lane], when: When) -> ColumnElement[bool]:
 
 
 def take_heads(
-    connection: Connection, name: str, lane: Lane, when: When, limit: int, columns: Sequence[Column[Any]], *, skip: bool
+    connection: Connection, name: str, lane: Lane, when: When, limit: int, columns: Sequence[ColumnElement[Any]], *, skip: bool
 ) -> list[Row[Any]]:
     """The first unfinished message of each due stream of a lane, least recently served first; locked.
 

@@ -115,6 +115,19 @@ def test_a_claim_carries_the_trace_that_its_producer_was_in(database: Database) 
     assert [trace] == [each.traceparent for each in claimed.messages]
 
 
+@pytest.mark.parametrize("sizes", [[4096], [4097], [10, 5000, 4096, 100_000, 3]], ids=str)
+def test_a_claim_carries_whatever_is_in_a_message_however_long(database: Database, sizes: list[int]) -> None:
+    texts = [f'"{"x" * (size - 2)}"' for size in sizes]
+    with database.begin() as connection:
+        for text in texts:
+            put(connection, payload=text, size=len(text))
+
+        claimed = claim(connection)
+
+    assert claimed is not None
+    assert texts == [each.text for each in claimed.messages]
+
+
 def test_what_does_not_wait_any_more_when_it_is_marked_is_left_out(database: Database) -> None:
     with database.begin() as connection:
         join(connection, "w1")

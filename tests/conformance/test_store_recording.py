@@ -46,8 +46,9 @@ def taken_back(connection: sa.Connection, claimed: Claimed) -> None:
     assert set(claimed.ids) == record(connection, claimed.delivery, claimed.worker, lost, NOW)
 
 
+@pytest.mark.parametrize("whole", [False, True])
 def test_on_postgres_what_is_claimed_and_settled_is_found_by_its_id_however_many_there_are(
-    postgres_database: Database,
+    postgres_database: Database, whole: bool
 ) -> None:
     heard: list[tuple[str, Any]] = []
     with postgres_database.begin() as connection:
@@ -57,7 +58,7 @@ def test_on_postgres_what_is_claimed_and_settled_is_found_by_its_id_however_many
         sa.event.listen(connection, "before_cursor_execute", lambda *given: heard.append((given[2], given[3])))
         claimed = claim(connection, limit=500)
         assert claimed is not None
-        assert set(claimed.ids) == record(connection, claimed.delivery, claimed.worker, claimed.settled())
+        assert set(claimed.ids) == record(connection, claimed.delivery, claimed.worker, claimed.settled(), whole=whole)
         updates = [each for each in heard if each[0].startswith("UPDATE outbox_message")]
         plans = [
             [str(row[0]) for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)]
@@ -79,14 +80,15 @@ SETTLEMENTS = {
 }
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", SETTLEMENTS)
-def test_a_settlement_becomes_the_row(database: Database, name: str) -> None:
+def test_a_settlement_becomes_the_row(database: Database, name: str, whole: bool) -> None:
     decided = SETTLEMENTS[name]
     with database.begin() as connection:
         message_id = put(connection)
         claimed = claimed_once(connection)
 
-        written = record(connection, claimed.delivery, "w1", {message_id: decided}, LATER)
+        written = record(connection, claimed.delivery, "w1", {message_id: decided}, LATER, whole=whole)
 
         row = row_of(connection, message_id)
         assert {message_id} == written
@@ -97,6 +99,19 @@ def test_a_settlement_becomes_the_row(database: Database, name: str) -> None:
         assert (claimed.delivery if decided.faulted else None) == row.faulted_in
         assert (None, None) == (row.claimed_by, row.delivery_id)
         assert [(1, decided.outcome, None)] == attempts_of(connection, message_id)
+
+
+@pytest.mark.parametrize("name", SETTLEMENTS)
+def test_who_records_a_whole_hears_when_a_claim_does_not_hold_any_more(database: Database, name: str) -> None:
+    with database.begin() as connection:
+        put(connection, "held")
+        put(connection, "lost")
+        claimed = claimed_once(connection)
+        held, lost = claimed.ids
+        taken_back(connection, Claimed(claimed.delivery, claimed.worker, claimed.messages[1:]))
+
+        with pytest.raises(recording.SomeAreLost):
+            record(connection, claimed.delivery, "w1", dict.fromkeys((held, lost), SETTLEMENTS[name]), whole=True)
 
 
 def test_messages_of_one_delivery_may_be_settled_differently(database: Database) -> None:
