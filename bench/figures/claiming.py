@@ -97,7 +97,7 @@ class Raw:
                     "outlook": claiming._OUTLOOK,  # noqa: SLF001
                     "loose": claiming._LOOSE,  # noqa: SLF001
                     "mark": claiming._MARK,  # noqa: SLF001
-                    "settle": recording._DELIVERED,  # noqa: SLF001
+                    "settle": recording._SETTLE[recording._Kind.DELIVERED, True],  # noqa: SLF001
                     "attempts": recording._ADD_ATTEMPTS,  # noqa: SLF001
                     "deliveries": deliveries._WRITE,  # noqa: SLF001
                 }.items()
