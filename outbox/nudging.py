@@ -94,7 +94,7 @@ class FileNudges:
         self._wal = f"{os.path.realpath(path)}-wal"
         self._bell = Bell(os.path.dirname(self._wal))  # noqa: PTH120 (what a Path costs has no place here)
         self._touched: tuple[int, int] | None = None
-        self._seen: tuple[Hashable, Hashable] = (None, None)
+        self._seen: tuple[Hashable, Hashable] | None = None
         self._pauses = iter(_AFTER_A_WRITE)
         self._rests = False  #: they are over
         self._ended = False
@@ -136,6 +136,8 @@ class FileNudges:
     def _news(self) -> tuple[set[str], bool]:
         """Whom there may be something for; and whether we have written ourselves since the last look."""
         before, self._seen = self._seen, self._version()
+        if before is None:  # nobody knows what was there before; what is awaited may still come
+            return {ANY}, False
         changed, ours = (one != other for one, other in zip(before, self._seen, strict=True))
         with _lock:
             found, self._told = self._told, set()
