@@ -368,7 +368,7 @@ def _told(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def _drained_by(ground: Ground, workers: Sequence[subprocess.Popen[str]], messages: int = 10_000) -> float:
+def _drained_by(ground: Ground, workers: Sequence[subprocess.Popen[str]], messages: int = 20_000) -> float:
     """Messages a second of these workers, from the first claim to the last record."""
     emptied(ground)
     ground.fill(messages)
