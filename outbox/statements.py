@@ -1,4 +1,4 @@
-"""Statements that every message meets, compiled once; and sets of rows that travel in them.
+"""Statements that are executed all the time, compiled once; and sets of rows that travel in them.
 
 SQLAlchemy looks each time whether it knows a statement already, and that takes longer than the database does.
 """
