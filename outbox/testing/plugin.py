@@ -1,0 +1,1 @@
+"""What pytest finds by itself wherever outbox is installed: the fixtures for whoever tests a producer."""
