@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -37,6 +37,11 @@ from outbox.errors import ConfigurationError, DatabaseDamaged, OutOfRoom, Schema
 from outbox.nudging import FileNudges, Nudges, ServerNudges
 from outbox.secret import remember
 from outbox.waiting import comes_free, look_often
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+AnyEngine = TypeVar("AnyEngine", Engine, "AsyncEngine")
 
 #: Seconds a SQLite writer waits for its turn.
 _BUSY_TIMEOUT = 60
@@ -169,14 +174,33 @@ def _create_privately(path: Path) -> None:
         raise ConfigurationError(f"cannot create the database {path}: {error.strerror}") from None
 
 
-def prepare(engine: Engine) -> Engine:
-    """Set up a caller's own engine so that what it commits survives a power cut; returns it.
+def prepare(engine: AnyEngine) -> AnyEngine:
+    """Set up a caller's own engine, or AsyncEngine, so that what it commits survives a power cut; returns it.
 
     On SQLite each new connection gets WAL, synchronous=FULL, a patient busy timeout and foreign keys, and looks often
     whether it is its turn to write. How transactions begin is not changed: readers stay readers. On Postgres
     there is nothing to do.
     """
-    return _prepared(engine)
+    _prepared(_beneath(engine))
+    return engine
+
+
+def _beneath(given: Engine | AsyncEngine) -> Engine:
+    """The engine that does the work of an asynchronous one, or itself."""
+    return given if isinstance(given, Engine) else given.sync_engine
+
+
+#: The drivers that are awaited, and those of the same databases that we work with ourselves.
+_BLOCKING = {
+    "sqlite+aiosqlite": "sqlite",
+    "postgresql+asyncpg": "postgresql+psycopg",
+    "postgresql+psycopg_async": "postgresql+psycopg",
+}
+
+
+def _blocking(url: URL) -> URL:
+    """The same database by a driver that blocks: workers have threads, and no event loop."""
+    return url.set(drivername=_BLOCKING.get(url.drivername, url.drivername))
 
 
 def _prepared(engine: Engine, *, reads: bool = False) -> Engine:
@@ -198,7 +222,7 @@ def _prepared(engine: Engine, *, reads: bool = False) -> Engine:
         @event.listens_for(engine, "savepoint")
         def begin_first(connection: Connection, _name: str) -> None:
             # The driver begins no transaction for a savepoint: as the first act, releasing it would commit what is in it.
-            driver: Any = connection.connection.dbapi_connection
+            driver: Any = connection.connection.driver_connection
             if not driver.in_transaction:
                 connection.exec_driver_sql("BEGIN")
 
@@ -335,16 +359,16 @@ class Database:
     """Our engine on one database, opened when it is first used and dropped in a forked child.
 
     Given a caller's engine, a SQLite database is opened anew, since how transactions begin is a matter of the engine; a
-    Postgres engine is used as it is.
+    Postgres engine is used as it is, unless it is an asynchronous one.
     """
 
-    def __init__(self, given: str | URL | Engine) -> None:
+    def __init__(self, given: str | URL | Engine | AsyncEngine) -> None:
         self._lent: Engine | None = None
-        if isinstance(given, Engine) and given.dialect.name == "postgresql":
+        if isinstance(given, Engine) and given.dialect.name == "postgresql" and not given.dialect.is_async:
             # What a caller says about isolation is for the caller: ours counts on locks that last until COMMIT, and on seeing
             # what was committed while one was waited for.
             self._lent = given.execution_options(isolation_level="READ COMMITTED")
-        self._url = given.url if isinstance(given, Engine) else parsed(given)
+        self._url = _blocking(parsed(given) if isinstance(given, str | URL) else given.url)
         self._path = _path_of(self._url)
         for each in (self._url.password, *(value for name, value in self._url.query.items() if "password" in name)):
             if each is not None:
@@ -672,7 +696,7 @@ def not_power_safe(connection: Connection, take_write_lock: Any) -> str | None:
 
 def _require_transaction(connection: Connection) -> None:
     """Raises ConfigurationError on a connection that commits each statement by itself, where nothing belongs together."""
-    driver = connection.connection.dbapi_connection
+    driver = connection.connection.driver_connection
     # SQLite's driver leaves transactions to its user when it has no isolation level, and then there must be one by now.
     left_alone = getattr(driver, "isolation_level", "") is None and getattr(driver, "in_transaction", True) is False
     if getattr(driver, "autocommit", False) is True or (left_alone and connection.dialect.name == "sqlite"):
@@ -712,7 +736,7 @@ def rolled_back(connection: Connection) -> bool:
     """Whether the database itself has rolled this connection's transaction back, as SQLite may when it is full."""
     if connection.dialect.name != "sqlite":  # of others the driver may have lost the connection, and nothing can be asked of it
         return False
-    return getattr(connection.connection.dbapi_connection, "in_transaction", True) is False
+    return getattr(connection.connection.driver_connection, "in_transaction", True) is False
 
 
 def in_our_words(error: DBAPIError, path: Path | None = None) -> OutOfRoom | DatabaseDamaged | None:

@@ -70,14 +70,14 @@ def examine_all(
     roots: Sequence[Path],
     now: datetime,
     traceparent: str | None = None,
-    first: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[Request]:
-    """The requests in order, or Refused with all their faults; those of many as `messages[n]`, counted from `first`."""
-    if first is None:
+    """The requests in order, or Refused with all their faults; those of many as `messages[n]`, where `numbers` has each n."""
+    if numbers is None:
         return [examine(destination, each, roots, now, traceparent) for each in entries]
     found: list[Request] = []
     faults: list[Fault] = []
-    for number, each in enumerate(entries, first):
+    for number, each in zip(numbers, entries, strict=True):
         try:
             found.append(examine(destination, each, roots, now, traceparent))
         except Refused as refused:

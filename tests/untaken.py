@@ -19,8 +19,8 @@ _WINDOWS = "only on Windows, which has no modes"
 
 UNTAKEN = (
     Untaken(
-        "outbox/app.py",
-        "Outbox._mind_durability",
+        "outbox/producing.py",
+        "Producing._mind_durability",
         "if self._durability ==",
         "two threads meet their first careless connection at the same moment, and one has warned before the other could",
     ),

@@ -2,7 +2,8 @@
 
 from tests.planted.planting import Edit, Fault
 
-DATABASE, SPOOL, APP = "outbox.database", "outbox.spool.directory", "outbox.app"
+DATABASE, SPOOL = "outbox.database", "outbox.spool.directory"
+APP, PRODUCING = "outbox.app", "outbox.producing"
 REPLAY = "tests/story/test_power_cut.py::test_nothing_is_lost_in_whatever_a_power_cut_may_leave"
 REPLAY_WITHOUT_WAL = "tests/story/test_power_cut.py::test_nothing_is_lost_at_any_point_of_a_recording[truncate and full]"
 REFUSED = "tests/story/test_power_cut.py::test_a_caller_whose_setting_would_lose_a_commit_is_refused_every_time"
@@ -102,27 +103,27 @@ FAULTS = (
 """,
             ),
             Edit(
-                APP,
+                PRODUCING,
                 """\
-            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id, nudge=by_itself)
+            entered = entering.enter(connection, arrivals, ready.when.now, self.ambient.new_id, nudge=by_itself)
 """,
                 """\
             import sqlalchemy
-            entered = entering.enter(connection, arrivals, when.now, self.ambient.new_id, nudge=by_itself)
+            entered = entering.enter(connection, arrivals, ready.when.now, self.ambient.new_id, nudge=by_itself)
             sqlalchemy.event.listen(connection.engine.pool, "checkin", lambda *_: self.spool_store.name_files(), once=True)
 """,
             ),
             Edit(
-                APP,
+                PRODUCING,
                 """\
         return spooled
 
-    def sweep(""",
+    async def aspool(""",
                 """\
         self.spool_store.name_files()
         return spooled
 
-    def sweep(""",
+    async def aspool(""",
             ),
         ),
         (
