@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -309,3 +311,40 @@ def test_producers_that_share_streams_do_not_deadlock(postgres_place: Place) -> 
         outbox.enqueue_many(connection, "enos", [Entry(event(), ordering_key=each) for each in ("c", "a", "b", "a")])
 
     assert ["a", "b", "c"] == order
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_two_who_give_lists_of_the_same_ordering_keys_never_wait_for_each_other(postgres_place: Place, ordered: bool) -> None:
+    outbox = postgres_place.outbox()
+    keys = [f"pump-{number:04}" for number in range(HANDFUL + 100)]
+    both = threading.Barrier(2)
+
+    def produce(given: list[str]) -> list[Any]:
+        with postgres_place.engine.begin() as connection:
+            both.wait()
+            entries = [Entry(event(), ordering_key=each, ordered=ordered) for each in given]
+            return outbox.enqueue_many(connection, "enos", entries)
+
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(produce, [keys, keys[::-1]]))
+        assert [len(keys)] * 2 == [len({each.id for each in those}) for those in done]
+
+
+def test_what_became_of_each_stands_at_its_place_whatever_the_order_of_its_key(place: Place, outbox: Outbox) -> None:
+    keys = [f"pump-{7 * number % 10}" for number in range(10)]
+    given = [Entry(event(), key=f"m{number}", ordering_key=key) for number, key in enumerate(keys)]
+
+    with place.engine.begin() as connection:
+        enqueued = outbox.enqueue_many(connection, "enos", given)
+
+    with place.database.read() as connection:
+        found = {row.id: row.key for row in connection.execute(sa.select(message.c.id, message.c.key))}
+    assert [f"m{number}" for number in range(10)] == [found[each.id] for each in enqueued]
+
+
+def test_a_fault_is_told_by_its_place_whatever_the_order_of_its_key(place: Place, outbox: Outbox) -> None:
+    given = [Entry(event(), ordering_key="b"), Entry({"time": 1}, ordering_key="a")]
+
+    with place.engine.begin() as connection, pytest.raises(Refused, match=r"messages\[1\]\.assetId"):
+        outbox.enqueue_many(connection, "enos", given)
