@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from outbox.model import Enqueued, Entry, File, Lane, Reason, Selection, SpooledFile, State
     from outbox.policy import Policy, Retention
     from outbox.secret import Secret, env, secret_file
+    from outbox.settings import from_settings
     from outbox.spool import DirectorySpool, Spool
     from outbox.worker import Worker
 
@@ -81,6 +82,7 @@ __all__ = [
     "UnknownDestination",
     "Worker",
     "env",
+    "from_settings",
     "prepare",
     "secret_file",
 ]
@@ -115,6 +117,7 @@ _HOMES = {
     "outbox.model": ["Enqueued", "Entry", "File", "Lane", "Reason", "Selection", "SpooledFile", "State"],
     "outbox.policy": ["Policy", "Retention"],
     "outbox.secret": ["Secret", "env", "secret_file"],
+    "outbox.settings": ["from_settings"],
     "outbox.spool": ["DirectorySpool", "Spool"],
     "outbox.worker": ["Worker"],
 }

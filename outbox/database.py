@@ -530,6 +530,11 @@ class Database:
         return None if row is None else Holder(row.what, float(row.seconds))
 
     @property
+    def url(self) -> URL:
+        """Where it is, for an engine of the caller's own. It holds the password, which `str` hides."""
+        return self._url
+
+    @property
     def path(self) -> Path | None:
         """The file of a SQLite database; None elsewhere."""
         return None if self._path is None else Path(self._path)

@@ -272,6 +272,14 @@ def build(settings: Settings, folder: Path) -> Outbox:
     )
 
 
+def from_settings(file: str | os.PathLike[str] | None = None) -> Outbox:
+    """The Outbox that `outbox.toml` and the environment describe, as every command of the terminal has it.
+
+    Without `file` it is OUTBOX_CONFIG, or outbox.toml in the working directory. Raises ConfigurationError, with every fault.
+    """
+    return build(*load(None if file is None else Path(file)))
+
+
 @contextlib.contextmanager
 def _naming(place: Sequence[str], owner: str = "") -> Iterator[None]:
     """What is refused in here is told with the setting's place, where Python names its `owner`, and as it is said in TOML."""
