@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from outbox.app import Outbox
     from outbox.database import prepare
     from outbox.destinations import Credentials, Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
+    from outbox.destinations.builders import Attribute, Event, MeasurePoint
     from outbox.errors import (
         ConfigurationError,
         DatabaseDamaged,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Ambient",
+    "Attribute",
     "Cause",
     "ConfigurationError",
     "Credentials",
@@ -53,12 +55,14 @@ __all__ = [
     "EnosMeasurePoints",
     "Enqueued",
     "Entry",
+    "Event",
     "Fault",
     "File",
     "FileChanged",
     "FileMissing",
     "KeyConflict",
     "Lane",
+    "MeasurePoint",
     "NoAnswer",
     "NoSuchMessage",
     "NotDurable",
@@ -93,6 +97,7 @@ _HOMES = {
     "outbox.app": ["Outbox"],
     "outbox.database": ["prepare"],
     "outbox.destinations": ["Credentials", "Destination", "EnosAttributes", "EnosEvents", "EnosMeasurePoints", "Token"],
+    "outbox.destinations.builders": ["Attribute", "Event", "MeasurePoint"],
     "outbox.errors": [
         "ConfigurationError",
         "DatabaseDamaged",

@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from outbox import payload as json_payload
 from outbox.destinations.base import Destination
+from outbox.destinations.unfolding import unfold
 from outbox.errors import Fault, Refused
-from outbox.model import Attachment, Draft, Entry, File, Lane, SpooledFile
+from outbox.model import NAME_LIMIT, Attachment, Draft, Entry, File, Lane, SpooledFile
 from outbox.telemetry import context_of
 from outbox.timekeeping import plausible
 
 KEY_LIMIT = 255
-NAME_LIMIT = 255
 OCTETS = "application/octet-stream"
 
 _CONTENT_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -41,6 +41,12 @@ class Offered:
     content_type: str
     size: int | None  #: None for a stream: only copying tells
     rooted: bool = False  #: it must lie in one of the allowed roots, and nowhere else
+    place: str = ""  #: where it stood in the payload, of one that did
+
+    @property
+    def where(self) -> str:
+        """How it is called in faults: as the caller gave it."""
+        return self.place or f"files.{self.name}"
 
 
 @dataclass(slots=True)
@@ -95,8 +101,11 @@ def examine(
     """The request in order, or Refused with all its faults. Reads no file's content. `traceparent` is for one that has none."""
     payload = entry.payload
     text = json_payload.written(payload)
-    endless = None if text else json_payload.unbounded(payload)
-    faults = [] if text else [endless] if endless else list(json_payload.faults(payload))
+    folded = None
+    faults: list[Fault] = []
+    if text is None:
+        folded = unfold(destination, payload, entry.files if isinstance(entry.files, Mapping) else ())
+        payload, text, faults = folded.payload, folded.text, folded.faults
     if entry.key is not None:
         faults += _key_faults("key", entry.key)
     if entry.ordering_key is not None:
@@ -126,9 +135,15 @@ def examine(
             raise Refused([*faults, Fault("files", wanted)])
         offered, wrong = _offers(files, destination, roots)
         faults += wrong
-        given = {str(name): "" for name in files} | {each.name: each.filename for each in offered}
+        given = {str(name): "" for name in files}
+    if folded is not None and folded.files:
+        placed, wrong = _offers(folded.files, destination, roots, folded.places)
+        offered, faults = offered + placed, faults + wrong
+        given |= dict.fromkeys(folded.files, "")
+    if offered:
+        given |= {each.name: each.filename for each in offered}
     draft = Draft(payload, text or "", given, {each.name: each.size for each in offered} if offered else {})
-    if endless is None:
+    if folded is None or not folded.hopeless:
         # The destination looks even at what is not quite JSON, so that all faults come out together.
         faults += destination.check(draft)
     if faults:
@@ -157,18 +172,18 @@ def examine(
 
 
 def _offers(
-    files: Mapping[object, object], destination: Destination, roots: Sequence[Path]
+    files: Mapping[Any, object], destination: Destination, roots: Sequence[Path], places: Mapping[str, str] | None = None
 ) -> tuple[list[Offered], list[Fault]]:
     """The files at the door that are in order, and what is wrong with the others."""
     offered: list[Offered] = []
     faults: list[Fault] = []
     limit = destination.file_limit
     for name, source in files.items():
-        found = offer(name, source, roots)
+        found = offer(name, source, roots, places[name] if places else "")
         if isinstance(found, Offered):
             offered.append(found)
             if limit is not None and found.size is not None and found.size > limit:
-                faults.append(Fault(f"files.{name}", f"has {found.size} bytes; {destination.name} takes at most {limit}"))
+                faults.append(Fault(found.where, f"has {found.size} bytes; {destination.name} takes at most {limit}"))
         else:
             faults += found
     return offered, faults
@@ -192,7 +207,7 @@ def open_source(offered: Offered) -> BinaryIO:
         return io.BytesIO(source)
     if not isinstance(source, Path):
         return cast("BinaryIO", source)
-    path = f"files.{offered.name}"
+    path = offered.where
     try:
         descriptor, found, named = _open_in_place(source)
     except OSError as error:
@@ -289,9 +304,9 @@ def _key_faults(what: str, key: object) -> list[Fault]:
     return faults
 
 
-def offer(name: object, source: object, roots: Sequence[Path]) -> Offered | list[Fault]:
-    """A file at the door, or what is wrong with it."""
-    where = f"files.{name}"
+def offer(name: object, source: object, roots: Sequence[Path], place: str = "") -> Offered | list[Fault]:
+    """A file at the door, or what is wrong with it; `place` is where it stood in the payload, if it did."""
+    where = place or f"files.{name}"
     if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT:
         return [Fault("files", f"expected a name of 1 to {NAME_LIMIT} characters, got {json_payload.brief(name)}")]
     if json_payload.has_controls(name):
@@ -334,7 +349,7 @@ def offer(name: object, source: object, roots: Sequence[Path]) -> Offered | list
         faults.append(Fault(where, f"expected a file name of 1 to {NAME_LIMIT} characters, got {len(filename)}"))
     if json_payload.has_controls(filename):
         faults.append(Fault(where, f"its file name {filename!r} holds control characters"))
-    return faults or Offered(name, taken, filename, content_type, size, rooted=bool(roots))
+    return faults or Offered(name, taken, filename, content_type, size, rooted=bool(roots), place=place)
 
 
 def _look(where: str, given: str | bytes, roots: Sequence[Path]) -> tuple[Path, int] | Fault:

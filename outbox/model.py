@@ -57,6 +57,10 @@ class Outcome(StrEnum):
     NOT_SENT = "not_sent"  #: the declared length did not go out in full
 
 
+#: Characters that the name of an attachment may have, or that of a file.
+NAME_LIMIT = 255
+
+
 @dataclass(frozen=True, slots=True)
 class SpooledFile:
     """Bytes at rest in the spool: their name there, length in bytes and digests (lower-case hex).
@@ -75,7 +79,8 @@ class SpooledFile:
 class File:
     """A file to attach, with the name and type the receiver shall see.
 
-    `source` is a path, bytes, a binary stream read from where it stands, or a SpooledFile.
+    `source` is a path, bytes, a binary stream read from where it stands, or a SpooledFile. A File is given in `files=`, or
+    stands in the payload, where the destination has a place for it; without a name of its own it is called as that place is.
     """
 
     source: str | os.PathLike[str] | bytes | BinaryIO | SpooledFile

@@ -107,7 +107,12 @@ def unbounded(value: object) -> Fault | None:
     return None
 
 
-def faults(value: object, path: Path = ()) -> Iterator[Fault]:
+def not_json(value: object) -> str:
+    """What is said of a value that is no JSON, whatever it is for."""
+    return f"a {type(value).__name__} is not JSON; turn it into a string or a number first"
+
+
+def faults(value: object, path: Path = (), told: Callable[[object], str] = not_json) -> Iterator[Fault]:
     """Everything in a value that is not JSON, with its path; for one that is not `unbounded`."""
     match value:
         case None | bool():
@@ -129,9 +134,9 @@ def faults(value: object, path: Path = ()) -> Iterator[Fault]:
                 elif isinstance(step, str) and has_controls(step):
                     yield Fault(shown(path), f"the name {brief(step)} holds control characters")
                 else:
-                    yield from faults(member, (*path, step))
+                    yield from faults(member, (*path, step), told)
         case _:
-            yield Fault(shown(path), f"a {type(value).__name__} is not JSON; turn it into a string or a number first")
+            yield Fault(shown(path), told(value))
 
 
 def _writer() -> Callable[[object], str]:

@@ -86,11 +86,9 @@ class Spooling:
                     f"file {offered.name!r} has more bytes than there is room for ({bytes_in_words(error.limit)}); deliver, "
                     "cancel or purge messages with files, raise the quota, or make room on the disk of the spool"
                 ) from None
-            raise Refused(
-                [Fault(f"files.{offered.name}", f"has more than {error.limit} bytes, which is the most allowed")]
-            ) from None
+            raise Refused([Fault(offered.where, f"has more than {error.limit} bytes, which is the most allowed")]) from None
         except (TypeError, ValueError) as error:
-            fault = Fault(f"files.{offered.name}", "cannot be read as bytes; give a stream that is open, and open as binary")
+            fault = Fault(offered.where, "cannot be read as bytes; give a stream that is open, and open as binary")
             raise Refused([fault]) from error
         finally:
             if ours:

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import ClassVar, Protocol, assert_never
+from typing import Any, ClassVar, Protocol, assert_never
 from urllib.parse import urlsplit
 
 from outbox.addresses import Reach, networks
 from outbox.destinations.table import Meaning, Verdicts
-from outbox.errors import ConfigurationError, Fault
+from outbox.destinations.unfolding import Builder
+from outbox.errors import ConfigurationError, Fault, Refused
 from outbox.exchange import Answer, Transport, Upload
 from outbox.model import Batch, Draft, Reason
 from outbox.policy import Policy
@@ -45,6 +46,8 @@ class Destination(ABC):
     led to it. `allowed_networks` are taken all the same: ["10.20.0.0/16"].
     """
 
+    #: What stands in a payload for an attachment, before its name: there a File may stand. "": files come in `files=` alone.
+    reference: ClassVar[str] = ""
     #: What its answers mean, for a `judge` that looks it up in a table; `outbox verdicts` prints it.
     verdicts: ClassVar[Verdicts] = ()
 
@@ -85,6 +88,17 @@ class Destination(ABC):
     def file_limit(self) -> int | None:
         """Bytes of one file, at most; None for no limit."""
         return None
+
+    def unfold(self, payload: Any) -> tuple[Any, list[Fault]]:
+        """A payload that is not beyond doubt JSON as plain values, in which files may stand, and what is wrong with it.
+
+        For what producers may write more comfortably: a builder, a datetime. What it is given it must leave as it is. `check`
+        looks at what it returns. Raises Refused when nothing more can be told.
+        """
+        if isinstance(payload, Builder):
+            kinds = f"this {type(payload).__name__} is for a destination of type {payload.made_for}"
+            raise Refused([Fault("payload", f"{kinds}; {self.name} is of type {type(self).__name__}")])
+        return payload, []
 
     def check(self, draft: Draft) -> list[Fault]:
         """Everything that is wrong with a message, found at the door; empty when it may be enqueued."""

@@ -6,7 +6,6 @@ our choice: the page and its sample show several structs in one request, of seve
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import logging
@@ -19,8 +18,10 @@ from urllib.parse import urlencode
 
 from outbox import payload
 from outbox.destinations.base import Credentials, Destination, redirected, verdict_of
+from outbox.destinations.enos_struct import ATTRIBUTE, EVENT, LOCAL, MEASURE_POINT, Action, struct_faults, with_plain_time
 from outbox.destinations.table import ABSENT, Meaning, Reading, Rule, Verdicts, check_table, first
 from outbox.destinations.token import Token
+from outbox.destinations.unfolding import Builder
 from outbox.errors import ConfigurationError, Fault
 from outbox.exchange import Answer, Upload
 from outbox.model import Attachment, Batch, Draft, Message
@@ -30,7 +31,6 @@ from outbox.verdict import Facts, Verdict, cleaned
 log = logging.getLogger("outbox.enos")
 
 _PATH = "/connect-service/v2.1/integration"
-_LOCAL = "local://"
 _VERSION = "1.1"
 #: What surrounds the messages and the files map in the text part, at most.
 _ENVELOPE = 256
@@ -79,31 +79,6 @@ VERDICTS: Verdicts = (
 )
 
 
-#: What names a device: the first, or the other two together.
-_DEVICE = ("assetId", "productKey", "deviceKey")
-
-
-class Action(NamedTuple):
-    """One of the sibling APIs: same address, same body, same answer."""
-
-    query: str
-    method: str
-    member: str
-    timed: bool
-    reference_depths: frozenset[int]  #: how deep below the struct a `local://` may stand
-    members: dict[str, None]  #: what a struct may have, in the order in which people are told
-
-
-def _action(query: str, method: str, member: str, depths: set[int], *, timed: bool = True) -> Action:
-    known = (*_DEVICE, member, *(("time",) if timed else ()))
-    return Action(query, method, member, timed, frozenset(depths), dict.fromkeys(known))
-
-
-EVENT = _action("postEvent", "integration.event.post", "events", {3})
-MEASURE_POINT = _action("postMeasurepoint", "integration.measurepoint.post", "measurepoints", {2, 3})
-ATTRIBUTE = _action("postAttribute", "integration.attribute.post", "attributes", {2, 3}, timed=False)
-
-
 class Reference(NamedTuple):
     """A place in a struct that stands for a file: `local://` and an attachment's name."""
 
@@ -120,11 +95,13 @@ class Reference(NamedTuple):
 class EnosEvents(Destination):
     """Events of devices. A message is one struct: `assetId`, or `productKey` and `deviceKey`; `time`; `events`.
 
-    A file stands in the struct as `local://name`, the value of an event's parameter; `files={"name": path}` gives it. What is
-    said of each file, and the names they travel under, are filled in here.
+    A file stands in the struct as `File(path)`, the value of an event's parameter; or as `local://name`, and
+    `files={"name": path}` gives it. What is said of each file, and the names they travel under, are filled in here. A `time` is
+    milliseconds since 1970, or a datetime with a time zone. `Event` builds such a struct.
     """
 
     action: ClassVar[Action] = EVENT
+    reference: ClassVar[str] = LOCAL
     #: A subclass puts its own rules in front: `verdicts = (Rule(Meaning.RETRY, "...", code=11404), *EnosEvents.verdicts)`.
     verdicts: ClassVar[Verdicts] = VERDICTS
 
@@ -159,16 +136,19 @@ class EnosEvents(Destination):
     def file_limit(self) -> int:
         return self.max_file_bytes
 
+    def unfold(self, payload: Any) -> tuple[Any, list[Fault]]:
+        if isinstance(payload, Builder) and payload.made_for == self.action.made_for:
+            payload = payload.plain()
+        payload, faults = super().unfold(payload)
+        return with_plain_time(self.action, payload) if isinstance(payload, dict) else (payload, faults)
+
     def check(self, draft: Draft) -> list[Fault]:
         struct = draft.payload
         if not isinstance(struct, dict):
             return [Fault("payload", f"expected an object with a device, a time and {self.action.member}")]
         faults: list[Fault] = []
         if not self._is_usual(struct):
-            faults += self._unknown_members(struct)
-            faults += _device_faults(struct)
-            faults += self._time_faults(struct)
-            faults += self._member_faults(struct)
+            faults += struct_faults(self.action, struct)
         references = _references_of(draft)
         if references or draft.files:
             faults += self._reference_faults(draft, references)
@@ -226,61 +206,17 @@ class EnosEvents(Destination):
                 return False
         return True
 
-    def _unknown_members(self, struct: dict[Any, Any]) -> list[Fault]:
-        known = self.action.members
-        if struct.keys() <= known.keys():
-            return []
-        faults = []
-        for name in struct:
-            if name not in known:
-                shown = name if isinstance(name, str) else payload.brief(name)
-                near = difflib.get_close_matches(shown, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                faults.append(Fault(shown, f"is not a member of this message; {hint}"))
-        return faults
-
-    def _time_faults(self, struct: dict[str, Any]) -> list[Fault]:
-        if not self.action.timed:
-            return []
-        if "time" not in struct:
-            return [Fault("time", "is missing; expected milliseconds since 1970 as an integer")]
-        time = struct["time"]
-        if not isinstance(time, int) or isinstance(time, bool):
-            return [Fault("time", f"expected milliseconds since 1970 as an integer, got {payload.brief(time)}")]
-        if not 0 <= time < 2**63:
-            return [Fault("time", "expected milliseconds since 1970, got a number out of range")]
-        return []
-
-    def _member_faults(self, struct: dict[str, Any]) -> list[Fault]:
-        name = self.action.member
-        member = struct.get(name)
-        if not isinstance(member, dict) or not member:
-            return [Fault(name, f"expected an object with at least one of the device's {name}")]
-        faults = []
-        for feature, value in member.items():
-            if isinstance(feature, str) and not feature.strip():
-                faults.append(Fault(name, "a name in it is empty"))
-            if self.action is EVENT and not isinstance(value, dict):
-                shown = feature if isinstance(feature, str) else payload.brief(feature)
-                faults.append(Fault(f"{name}.{shown}", "expected an object of the event's parameters"))
-        return faults
-
     def _reference_faults(self, draft: Draft, references: list[Reference]) -> Iterator[Fault]:
         used = set()
         for reference in references:
             where = payload.shown(reference.path)
-            if not self._may_stand_at(reference.path):
-                yield Fault(where, f"a file cannot stand here; {_places(self.action)}")
+            if not self.action.may_hold_file(reference.path):
+                yield Fault(where, self.action.no_file_here)
             elif reference.name not in draft.files:
                 yield Fault(where, f"refers to a file {reference.name!r} that is not given in files=")
             used.add(reference.name)
         for name in draft.files.keys() - used:
-            yield Fault(f"files.{name}", f"is not referred to; put {_LOCAL}{name} where it belongs in the payload")
-
-    def _may_stand_at(self, path: payload.Path) -> bool:
-        """Whether a file may stand there: for events only as a parameter's own value, so not in an array."""
-        right_depth = path[0] == self.action.member and len(path) in self.action.reference_depths
-        return right_depth and (self.action is not EVENT or isinstance(path[-1], str))
+            yield Fault(f"files.{name}", f"is not referred to; put {LOCAL}{name} where it belongs in the payload")
 
     def _struct(self, message: Message, entries: dict[str, dict[str, Any]], files: list[Part]) -> str:
         """A message's struct with the names its files travel under; the files and what is said of them are added."""
@@ -295,7 +231,7 @@ class EnosEvents(Destination):
             container = struct
             for step in reference.path[:-1]:
                 container = container[step]
-            container[reference.path[-1]] = _LOCAL + name
+            container[reference.path[-1]] = LOCAL + name
         return payload.text(struct)
 
     def _entry(
@@ -331,40 +267,14 @@ class EnosAttributes(EnosEvents):
     action: ClassVar[Action] = ATTRIBUTE
 
 
-def _places(action: Action) -> str:
-    if action is EVENT:
-        return "it is the value of an event's parameter"
-    return f"it is a value in {action.member}, or one level inside it"
-
-
 def _references(struct: object) -> list[Reference]:
     """Every `local://` in a struct, in the order of the JSON."""
-    return [Reference(path, text.removeprefix(_LOCAL)) for path, text in payload.strings(struct) if text.startswith(_LOCAL)]
+    return [Reference(path, text.removeprefix(LOCAL)) for path, text in payload.strings(struct) if text.startswith(LOCAL)]
 
 
 def _references_of(draft: Draft) -> list[Reference]:
     """The same for a draft: where its text does not hold the word, no string does."""
-    return _references(draft.payload) if not draft.text or _LOCAL in draft.text else []
-
-
-def _device_faults(struct: dict[str, Any]) -> list[Fault]:
-    faults = []
-    asset, product, device = "assetId" in struct, "productKey" in struct, "deviceKey" in struct
-    if asset and (product or device):
-        faults.append(Fault("assetId", "expected one way to name the device: assetId, or productKey and deviceKey, not both"))
-    elif not (asset or product or device):
-        faults.append(Fault("assetId", "no device is named; expected assetId, or productKey and deviceKey"))
-    elif product != device:
-        there, other = ("productKey", "deviceKey") if product else ("deviceKey", "productKey")
-        faults.append(Fault(other, f"is missing; {there} names a device only together with it"))
-    for name in _DEVICE:
-        if name in struct:
-            value = struct[name]
-            if not isinstance(value, str) or not value.strip():
-                faults.append(Fault(name, f"expected a string that is not empty, got {payload.brief(value)}"))
-            elif payload.has_controls(value):
-                faults.append(Fault(name, "holds control characters"))
-    return faults
+    return _references(draft.payload) if not draft.text or LOCAL in draft.text else []
 
 
 def _transfer_name(message: Message, number: int, attachment: Attachment) -> str:

@@ -75,6 +75,23 @@ def test_a_producer_imports_what_it_needs_and_no_more() -> None:
     assert ("True", set()) == (collecting, unneeded & set(names))
 
 
+def test_only_who_builds_with_types_pays_for_them() -> None:
+    """A payload may be a plain dict, with files and a time in it, and needs no pydantic."""
+    script = """
+import sys
+from datetime import UTC, datetime
+from outbox import Entry, EnosEvents, File, intake
+enos = EnosEvents(name="enos", url="https://a.example", org_id="o")
+struct = {"assetId": "a", "time": datetime.now(UTC), "events": {"crack": {"photo": File(b"x")}}}
+intake.examine(enos, Entry(struct), (), datetime.now(UTC))
+print(*sys.modules)
+"""
+    imported = run(sys.executable, "-c", script)
+
+    assert imported.returncode == 0, imported.stderr
+    assert {"pydantic"} & set(imported.stdout.split()) == set()
+
+
 @pytest.mark.full
 def test_every_module_can_be_imported_first() -> None:
     """An import cycle shows only from one of its ends, so each module is tried with none of the others loaded."""
