@@ -18,6 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = [need for name, needs in PROJECT["optional-dependencies"].items() if name not in ("dev", "mutation") for need in needs]
 #: Which distributions a top-level name may come from: looked up once, since every one that is installed is read for it.
 PROVIDED_BY = packages_distributions()
+#: pydantic documents what is in its core as its own, and pins that core to one version.
+PROVIDED_BY["pydantic_core"] = ["pydantic"]
 
 
 def distribution(need: str) -> str:

@@ -163,6 +163,7 @@ def test_what_is_wrong_with_a_file_is_told_where_it_stands(tmp_path: Path) -> No
         (event(events={"crack": {"photos": [File(b"")]}}), "events.crack.photos[0]"),
         (event(events={"crack": {"photos": {"front": File(b"")}}}), "events.crack.photos.front"),
         (event(events={"crack": File(b"")}), "events.crack"),
+        (event(events={"crack": [File(b"")]}), "events.crack[0]"),
         (event(time=File(b"")), "time"),
         (event(assetId=File(b"")), "assetId"),
         (File(b""), "payload"),
@@ -172,6 +173,15 @@ def test_what_is_wrong_with_a_file_is_told_where_it_stands(tmp_path: Path) -> No
 )
 def test_a_file_may_not_stand_anywhere(struct: Any, place: str) -> None:
     assert place in refused(struct)
+
+
+def test_a_payload_without_an_end_is_looked_at_no_closer() -> None:
+    circle: dict[str, Any] = {"photo": File(b"x")}
+    circle["again"] = circle
+
+    found = refused(event(events={"crack": circle}), key="")
+
+    assert ["payload", "key"] == list(found)
 
 
 def test_a_stream_can_stand_in_one_place_only() -> None:
