@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -18,7 +19,7 @@ from outbox import Entry, KeyConflict, Lane, Outbox, Refused, State, prepare
 from outbox.policy import HANDFUL
 from outbox.store import arriving
 from outbox.tables import attachment, file, head, message, stream
-from tests.factories import NOW, count, event, states
+from tests.factories import NOW, count, event, in_full, states
 from tests.story.conftest import Place
 
 PHOTO = {"photo": b"bytes of a photo"}
@@ -348,3 +349,22 @@ def test_a_fault_is_told_by_its_place_whatever_the_order_of_its_key(place: Place
 
     with place.engine.begin() as connection, pytest.raises(Refused, match=r"messages\[1\]\.assetId"):
         outbox.enqueue_many(connection, "enos", given)
+
+
+@pytest.mark.merge
+def test_a_generator_of_many_costs_no_more_memory_than_a_handful_and_what_became_of_each(place: Place, outbox: Outbox) -> None:
+    number, filler = in_full(100_000, 20_000), "x" * 2000
+
+    def generate() -> Iterator[dict[str, Any]]:
+        for each in range(number):
+            yield event(note=f"{each}{filler}")
+
+    tracemalloc.start()
+    with place.engine.begin() as connection:
+        enqueued = outbox.enqueue_many(connection, "enos", generate())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert number == len(enqueued) == count(place.database, message)
+    handful = 8 * HANDFUL * 2 * len(filler)  # a document of a handful, and what it is made from
+    assert peak < handful + 250 * number
