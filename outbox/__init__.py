@@ -8,7 +8,17 @@ if TYPE_CHECKING:
     from outbox.ambient import Ambient
     from outbox.app import Outbox
     from outbox.database import prepare
-    from outbox.destinations import Credentials, Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
+    from outbox.destinations import (
+        Credentials,
+        Destination,
+        EnosAttributes,
+        EnosEvents,
+        EnosMeasurePoints,
+        Form,
+        StaticToken,
+        Token,
+        Webhook,
+    )
     from outbox.destinations.builders import Attribute, Event, MeasurePoint
     from outbox.errors import (
         ConfigurationError,
@@ -60,6 +70,7 @@ __all__ = [
     "File",
     "FileChanged",
     "FileMissing",
+    "Form",
     "KeyConflict",
     "Lane",
     "MeasurePoint",
@@ -81,9 +92,11 @@ __all__ = [
     "SpoolError",
     "SpooledFile",
     "State",
+    "StaticToken",
     "Token",
     "TransportError",
     "UnknownDestination",
+    "Webhook",
     "Worker",
     "env",
     "from_settings",
@@ -96,7 +109,17 @@ _HOMES = {
     "outbox.ambient": ["Ambient"],
     "outbox.app": ["Outbox"],
     "outbox.database": ["prepare"],
-    "outbox.destinations": ["Credentials", "Destination", "EnosAttributes", "EnosEvents", "EnosMeasurePoints", "Token"],
+    "outbox.destinations": [
+        "Credentials",
+        "Destination",
+        "EnosAttributes",
+        "EnosEvents",
+        "EnosMeasurePoints",
+        "Form",
+        "StaticToken",
+        "Token",
+        "Webhook",
+    ],
     "outbox.destinations.builders": ["Attribute", "Event", "MeasurePoint"],
     "outbox.errors": [
         "ConfigurationError",

@@ -43,6 +43,15 @@ def told(errors: Iterable[ErrorDetails], model: type[BaseModel], below: Sequence
     return "; ".join(f"{named((*below, *each['loc']))}: {_sentence(each, model)}" for each in errors)
 
 
+def step_of(model: type[BaseModel]) -> str:
+    """What stands in the path of a mistake for the model that was chosen of several; no setting is called so."""
+    return f"<{model.__name__}>"
+
+
+def _is_choice(step: str | int) -> bool:
+    return isinstance(step, str) and step.startswith("<")
+
+
 def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
     kind = error["type"]
     if kind == "extra_forbidden":
@@ -59,7 +68,7 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 def named(place: Sequence[str | int]) -> str:
     """A setting by its path, or by its variable if it comes from the environment."""
-    path = [str(step) for step in place]
+    path = [str(step) for step in place if not _is_choice(step)]
     variable = f"{PREFIX}{STEP.join(path)}".upper()
     return variable if variable in os.environ else ".".join(path)
 
@@ -82,10 +91,14 @@ def _got(value: Any, *, repeat: bool) -> str:
 
 def _known(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
     """The settings that there are in a place."""
+    models: list[type[BaseModel]] = []
     for step in place:
         field = model.model_fields.get(str(step))
         if field is not None:  # else it is a name that somebody chose, of one more of the same
-            model = next(_models(field.annotation), model)
+            models = list(_models(field.annotation))
+            model = models[0] if models else model
+        elif _is_choice(step):
+            model = next((each for each in models if step_of(each) == step), model)
     return sorted(model.model_fields)
 
 

@@ -109,6 +109,11 @@ class Secret:
         remember(value)
         return value
 
+    @property
+    def source(self) -> str:
+        """The place it comes from, in words."""
+        return self._source
+
     def __repr__(self) -> str:
         return f"Secret({self._source})"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,15 +11,13 @@ from outbox.ambient import Ambient
 from outbox.destinations.base import Destination
 from outbox.destinations.token import CredentialsRefused
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, OutboxError, SpoolError, TransportError
-from outbox.exchange import Answer, Transport, Upload
+from outbox.exchange import Answer, Transport, Upload, require_headers
 from outbox.model import Batch, Reason
 from outbox.policy import send_deadline
 from outbox.spool.base import Spool
 from outbox.verdict import ANSWER_KEPT, Facts, NotSent, Reject, Retry, Unknown, Verdict, cleaned
 
 log = logging.getLogger("outbox.sending")
-
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class Sender:
@@ -54,7 +51,7 @@ class Sender:
             upload = destination.encode(batch)
             if headers:
                 upload = replace(upload, headers={**headers, **upload.headers})
-            _require_headers(upload.headers)
+            require_headers(upload.headers)
         except Exception as error:
             log.exception("destination %s cannot encode delivery %s", destination.name, batch.delivery, extra=_ids_of(batch))
             words = str(error) if isinstance(error, OutboxError) else type(error).__name__
@@ -83,7 +80,7 @@ class Sender:
                 return NotSent(Facts(text=reason), charged=False)
         except Exception as error:  # noqa: BLE001 (each ends as a verdict, and a bug is logged there)
             return self._failed(error, destination, batch, began=False)
-        deadline = send_deadline(sum(part.size for part in upload.parts), destination.policy)
+        deadline = send_deadline(upload.size, destination.policy)
         try:
             answer = transport.send(authorised, self._spool.open, deadline, destination.policy.connect_timeout)
         except Exception as error:  # noqa: BLE001 (each ends as a verdict, and a bug is logged there)
@@ -91,15 +88,17 @@ class Sender:
         return self._judged(answer, destination, batch)
 
     def _authorised(self, destination: Destination, upload: Upload, transport: Transport, *, renew: bool) -> Upload:
-        """The upload with what lets it in, asked for only now."""
+        """The upload with its signature and what lets it in, asked for only now."""
+        headers = dict(destination.sign(upload))
         credentials = destination.credentials
-        if credentials is None:
+        if credentials is not None:
+            if renew:
+                credentials.renew()
+            headers |= credentials.headers(transport, self._ambient.now(), self._ambient.monotonic())
+        if not headers:
             return upload
-        if renew:
-            credentials.renew()
-        headers = credentials.headers(transport, self._ambient.now(), self._ambient.monotonic())
-        _require_headers(headers)
-        return Upload(upload.url, upload.parts, {**upload.headers, **headers})
+        require_headers(headers)
+        return replace(upload, headers={**upload.headers, **headers})
 
     def _look_at_files(self, batch: Batch) -> None:
         """A file that is missing or of another length costs no upload; one that differs inside is found while it is sent."""
@@ -149,15 +148,6 @@ class Sender:
             )
             facts = Facts(answer.status, text=cleaned(f"the answer cannot be judged: {type(error).__name__}"))
             return Unknown(facts) if 200 <= answer.status < 300 else Retry(facts)
-
-
-def _require_headers(headers: Mapping[str, str]) -> None:
-    """Raises ConfigurationError for a header that no request may hold, without its value, which may be a secret."""
-    for name, value in headers.items():
-        if not (_HEADER.fullmatch(name) and value.isascii() and value.isprintable() and value == value.strip()):
-            raise ConfigurationError(
-                f"the header {name[:60]!r} holds what is not printable ASCII, or white space at an end; set it without that"
-            )
 
 
 def _ids_of(batch: Batch) -> dict[str, Any]:

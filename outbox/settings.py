@@ -6,17 +6,14 @@ each step down. Secrets are never in the file, only where to find them: `env:NAM
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -29,61 +26,11 @@ from sqlalchemy import URL
 from outbox import faults, units
 from outbox.app import Outbox
 from outbox.database import parsed
-from outbox.destinations import Destination, EnosAttributes, EnosEvents, EnosMeasurePoints, Token
+from outbox.declaring import DestinationSettings, PlaceOfSecret, Strict, destination, naming, secret
 from outbox.errors import ConfigurationError
-from outbox.policy import GONE_AFTER, POLL, RESERVE, STOP_GRACE, Policy, Retention
-from outbox.secret import Secret, env, literal, secret_file
+from outbox.policy import GONE_AFTER, POLL, RESERVE, STOP_GRACE, Retention
 
 DEFAULT_FILE = "outbox.toml"
-
-#: Takes numbers that are written as text, as the environment gives them.
-_POLICY = TypeAdapter(Policy)
-
-TYPES: dict[str, type[EnosEvents]] = {
-    "enos-events": EnosEvents,
-    "enos-measurepoints": EnosMeasurePoints,
-    "enos-attributes": EnosAttributes,
-}
-
-
-def _place_of_secret(value: str) -> str:
-    kind, _, place = value.partition(":")
-    if not value.startswith(("env:", "file:")):
-        raise ValueError("expected where the secret is, env:NAME or file:PATH, not the secret itself")
-    if not place.strip():
-        raise ValueError(f"{kind}: names nothing; expected where the secret is, env:NAME or file:PATH")
-    return value
-
-
-PlaceOfSecret = Annotated[str, AfterValidator(_place_of_secret)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-
-class TokenSettings(_Strict):
-    """Where an access token comes from."""
-
-    url: str
-    app_key: str
-    app_secret: PlaceOfSecret
-
-
-class DestinationSettings(_Strict):
-    """One destination; `policy` holds what differs from the defaults."""
-
-    type: Literal["enos-events", "enos-measurepoints", "enos-attributes"]
-    url: str
-    org_id: str
-    allow_plain_http: bool = False
-    public_only: bool = False
-    allowed_networks: list[str] = []
-    token: TokenSettings | None = None
-    realtime: bool = True
-    max_message_bytes: int = 512_000
-    max_file_bytes: int = 100_000_000
-    policy: dict[str, Any] = {}
 
 
 def _length_of_time(value: object) -> object:
@@ -146,7 +93,7 @@ Seconds = Annotated[float, BeforeValidator(_seconds), AfterValidator(_at_most_a_
 SomeSeconds = Annotated[float, BeforeValidator(_seconds), AfterValidator(_more_than_nothing)]
 
 
-class RetentionSettings(_Strict):
+class RetentionSettings(Strict):
     """How long what is over is kept: 7d, 12h, or forever; Retention says what 0s means."""
 
     delivered: Length = Retention.delivered
@@ -155,7 +102,7 @@ class RetentionSettings(_Strict):
     free_after: Length = Retention.free_after
 
 
-class WorkerSettings(_Strict):
+class WorkerSettings(Strict):
     """How a worker process behaves; seconds."""
 
     gone_after: SomeSeconds = GONE_AFTER
@@ -262,7 +209,7 @@ def build(settings: Settings, folder: Path) -> Outbox:
     return Outbox(
         _with_password(_database(settings.database, folder), settings.database_password, folder),
         spool=folder / settings.spool,
-        destinations=[_destination(name, each, folder) for name, each in settings.destinations.items()],
+        destinations=[destination(name, each, folder, Settings) for name, each in settings.destinations.items()],
         roots=[folder / root for root in settings.roots],
         durability=settings.durability,
         quota=settings.quota,
@@ -280,21 +227,8 @@ def from_settings(file: str | os.PathLike[str] | None = None) -> Outbox:
     return build(*load(None if file is None else Path(file)))
 
 
-@contextlib.contextmanager
-def _naming(place: Sequence[str], owner: str = "") -> Iterator[None]:
-    """What is refused in here is told with the setting's place, where Python names its `owner`, and as it is said in TOML."""
-    try:
-        yield
-    except ConfigurationError as error:
-        table = ".".join(place[:2])
-        words = str(error).removeprefix(f"{owner}: ")
-        for setting in ("allow_plain_http", "public_only"):
-            words = words.replace(f"{setting}=True", f"{setting} = true in [{table}]")
-        raise ConfigurationError(f"{faults.named(place)}: {words}") from None
-
-
 def _retention(settings: RetentionSettings) -> Retention:
-    with _naming(["retention"]):
+    with naming(["retention"]):
         return Retention(**dict(settings))
 
 
@@ -310,52 +244,7 @@ def _with_password(url: str, place: str | None, folder: Path) -> str | URL:
     """The URL with a password that is kept somewhere else, so that the URL may be shown."""
     if place is None:
         return url
-    return parsed(url).set(password=_secret(place, folder).reveal())
-
-
-def _destination(name: str, settings: DestinationSettings, folder: Path) -> Destination:
-    known = {each.name for each in fields(Policy)}
-    if unknown := settings.policy.keys() - known:
-        raise ConfigurationError(
-            f"destinations.{name}.policy: no setting named {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
-        )
-    try:
-        with _naming(["destinations", name, "policy"]):
-            policy = _POLICY.validate_python(settings.policy)
-    except ValidationError as error:
-        raise ConfigurationError(faults.told(error.errors(), Settings, ("destinations", name, "policy"))) from None
-    token = _token(name, settings, folder)
-    with _naming(["destinations", name], f"destination {name}"):
-        return TYPES[settings.type](
-            name=name,
-            url=settings.url,
-            org_id=settings.org_id,
-            allow_plain_http=settings.allow_plain_http,
-            public_only=settings.public_only,
-            allowed_networks=tuple(settings.allowed_networks),
-            token=token,
-            realtime=settings.realtime,
-            max_message_bytes=settings.max_message_bytes,
-            max_file_bytes=settings.max_file_bytes,
-            policy=policy,
-        )
-
-
-def _token(name: str, settings: DestinationSettings, folder: Path) -> Token | None:
-    if settings.token is None:
-        return None
-    key, secret = (_secret(place, folder) for place in (settings.token.app_key, settings.token.app_secret))
-    with _naming(["destinations", name, "token", "url"], "token"):
-        return Token(settings.token.url, key, secret, allow_plain_http=settings.allow_plain_http)
-
-
-def _secret(value: str, folder: Path) -> Secret:
-    kind, _, place = value.partition(":")
-    if kind == "env":
-        return env(place)
-    if kind == "file":
-        return secret_file(folder / place)
-    return literal(value)
+    return parsed(url).set(password=secret(place, folder).reveal())
 
 
 TEMPLATE = """\
@@ -409,6 +298,21 @@ app_secret = "env:ENOS_APP_SECRET" # or file:/run/secrets/enos; never the secret
 # rate = 50 # requests a second, across all workers
 # max_age = 604800 # give a message up after a week
 # on_dead = "skip" # a dead message does not hold up its stream
+
+# Any other upload form: each message is one request, with fields of its payload and files.
+# [destinations.archive]
+# type = "form"
+# url = "https://archive.example/upload"
+# fields = {device = "assetId", note = "meta.note?"} # a path in the payload; with ? it may be missing; without: every member
+# files = {picture = "photo"} # the name that an attachment goes under; without: its own
+# headers = {X-Site = "north"}
+# token = {secret = "env:ARCHIVE_TOKEN"} # Authorization: Bearer ...; or with header = "X-Api-Key", scheme = ""
+
+# A signed webhook, as Standard Webhooks has it: the payload as JSON, files in a form.
+# [destinations.hook]
+# type = "webhook"
+# url = "https://hooks.example/outbox"
+# secrets = ["env:HOOK_SECRET"] # whsec_...; while you exchange it, the new one first and then the old one
 
 [worker]
 # gone_after = 15

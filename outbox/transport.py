@@ -67,6 +67,8 @@ class RequestsTransport:
         self._guard = Guard()
 
     def send(self, upload: Upload, open_file: Callable[[str], BinaryIO], deadline: float, connect: float) -> Answer:
+        if upload.json is not None:
+            return self._send_json(upload, upload.json, deadline, connect)
         with self._fuse(deadline) as fuse:
             form = Form(upload.parts, secrets.token_hex(16), open_file, fuse.check)
             # A file may turn out to be missing: whoever is to receive it hears of its request all the same.
@@ -79,6 +81,11 @@ class RequestsTransport:
     def post_json(self, url: str, body: bytes, deadline: float, connect: float) -> Answer:
         with self._fuse(deadline) as fuse:
             return self._post(url, _Document(body), {}, "application/json; charset=utf-8", fuse, connect)
+
+    def _send_json(self, upload: Upload, body: bytes, deadline: float, connect: float) -> Answer:
+        with self._fuse(deadline) as fuse:
+            fuse.in_one_piece = 0 < len(body) <= _SMALL
+            return self._post(upload.url, _Document(body), upload.headers, "application/json", fuse, connect)
 
     def cut(self) -> None:
         self._guard.cut()

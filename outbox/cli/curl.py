@@ -15,16 +15,25 @@ MASK = "***"
 _TELLING = ("auth", "token", "key", "secret", "cookie", "signature", "password", "credential")
 
 
+#: And of one that is nobody's secret although it has such a word: it says which message it is.
+_KNOWN = "idempotency-key"
+
+
 def curl(upload: Upload, secret_headers: Collection[str], where: Callable[[str], str]) -> str:
     """The command. `secret_headers` are added with their values masked, and `where` says where a spooled file is."""
-    headers = {
-        name: MASK if any(word in name.lower() for word in _TELLING) else value for name, value in upload.headers.items()
-    }
+    headers = {name: MASK if _telling(name.lower()) else value for name, value in upload.headers.items()}
     headers |= dict.fromkeys(secret_headers, MASK)
     words = [f"curl --request POST {quoted(upload.url)}"]
     words += [f"--header {quoted(f'{name}: {value}')}" for name, value in headers.items()]
     words += [_part(part, where) for part in upload.parts]
+    if upload.json is not None:
+        text = upload.json.decode("utf-8", "surrogateescape")
+        words += [f"--header {quoted('Content-Type: application/json')}", f"--data-raw {quoted(text)}"]
     return " \\\n  ".join(words)
+
+
+def _telling(name: str) -> bool:
+    return name != _KNOWN and any(word in name for word in _TELLING)
 
 
 def _part(part: Part, where: Callable[[str], str]) -> str:

@@ -188,8 +188,8 @@ def _curl(outbox: Outbox, detail: MessageDetail) -> str:
     upload = outbox.upload(name)
     secret.learn()  # what a destination of one's own may have put into it
     credentials = outbox.destinations[destination].credentials
-    names = getattr(credentials, "header_names", ())
-    if credentials is not None and not names:
+    names = (*getattr(credentials, "header_names", ()), *outbox.destinations[destination].signature_headers)
+    if credentials is not None and not getattr(credentials, "header_names", ()):
         say(f"the credentials of {destination} do not say which headers they give; they are missing here")
     where = getattr(outbox.spool_store, "where", None)
     if where is None and detail.attachments:

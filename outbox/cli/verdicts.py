@@ -20,9 +20,10 @@ OPENING = """\
 **What each answer of a destination means for a message, and who is charged for it.** This page is the output of
 `outbox verdicts`, made from the tables that decide. In each table the first line that fits decides.
 
-Only an answer in the destination's own envelope, or a 413, accuses a message. Whatever else comes back, or does not come, is
-the destination's fault and costs no message anything as long as nothing else gets through. An answer that came before the
-request's last byte went out can refuse but never confirm: a success is then *not sent*.
+Only an answer in the destination's own envelope, or a 413, accuses a message; where there is no envelope, as with a form or a
+webhook, the statuses do that speak of what was sent. Whatever else comes back, or does not come, is the destination's fault and
+costs no message anything as long as nothing else gets through. An answer that came before the request's last byte went out can
+refuse but never confirm: a success is then *not sent*.
 """
 
 #: The one place that tells how verdicts become states.
@@ -93,6 +94,8 @@ charges: `breaker_after` retries in a row make a destination wait.
 """
 
 _UPLOAD = {"status": "HTTP"}
+#: What is only there or not: a condition that wants a 1 wants it there.
+_FLAGS = {"html": "an HTML page"}
 _TOKEN = {"http": "HTTP", "status": "`status`", "refresh": "on refresh, `status`"}
 
 
@@ -108,7 +111,7 @@ class Consequence(NamedTuple):
 @click.option("--type", "names", multiple=True, metavar="TYPE", help="Only this type of destination; may be repeated.")
 def verdicts(names: tuple[str, ...]) -> None:
     """What every answer means, as a page of Markdown. Needs neither settings nor a database."""
-    from outbox.settings import TYPES
+    from outbox.declaring import TYPES
 
     for name in names:
         if name not in TYPES:
@@ -196,10 +199,17 @@ def reaction(meaning: Reaction) -> str:
 
 
 def _said(rule: Rule[Meaning] | Rule[Reaction], names: Mapping[str, str]) -> str:
-    return ", ".join(_condition(names.get(name, f"`{name}`"), wanted) for name, wanted in rule.when.items()) or "anything else"
+    return (
+        ", ".join(
+            _condition(names.get(name, name if name in _FLAGS else f"`{name}`"), wanted) for name, wanted in rule.when.items()
+        )
+        or "anything else"
+    )
 
 
 def _condition(name: str, wanted: Collection[int | None]) -> str:
+    if name in _FLAGS:
+        return _FLAGS[name] if 1 in wanted else f"not {_FLAGS[name]}"
     if wanted == frozenset({None}):
         return f"no {name}"
     if isinstance(wanted, range) and wanted == range(wanted.start, wanted.start + 100) and wanted.start % 100 == 0:

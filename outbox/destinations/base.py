@@ -6,7 +6,7 @@ import contextlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Protocol, assert_never
@@ -50,6 +50,10 @@ class Destination(ABC):
     reference: ClassVar[str] = ""
     #: What its answers mean, for a `judge` that looks it up in a table; `outbox verdicts` prints it.
     verdicts: ClassVar[Verdicts] = ()
+    #: Messages that one request can carry, at most, whatever the policy says; None for no limit but the policy's.
+    message_limit: ClassVar[int | None] = None
+    #: The headers that `sign` gives: `outbox show --curl` names them, and hides what they say.
+    signature_headers: ClassVar[Sequence[str]] = ()
 
     name: str
     url: str
@@ -65,6 +69,8 @@ class Destination(ABC):
                 f"got {self.name!r}"
             )
         check_url(self.url, self.allow_plain_http, f"destination {self.name}")
+        if self.message_limit is not None and self.policy.batch_messages > self.message_limit:
+            object.__setattr__(self, "policy", replace(self.policy, batch_messages=self.message_limit))
         owner = f"destination {self.name}"
         if networks(self.allowed_networks, owner) and not self.public_only:
             raise ConfigurationError(f"{owner}: allowed_networks are exceptions to public_only=True, which is not said")
@@ -111,6 +117,13 @@ class Destination(ABC):
     @abstractmethod
     def encode(self, batch: Batch) -> Upload:
         """The request that carries a batch: the same for the same batch, whenever and wherever it is made."""
+
+    def sign(self, upload: Upload) -> Mapping[str, str]:
+        """Headers that prove an upload to be ours. Asked for when it is about to be sent: the place to read secrets.
+
+        Raises ConfigurationError when there is no usable secret: it stops the destination and charges no message.
+        """
+        return {}
 
     @abstractmethod
     def judge(self, answer: Answer, batch: Batch, now: datetime) -> Verdict:

@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from outbox.cli.verdicts import consequence, reaction, verdicts
+from outbox.declaring import TYPES
+from outbox.destinations import bystatus
 from outbox.destinations.enos import VERDICTS
 from outbox.destinations.table import Meaning
 from outbox.destinations.token import ANSWERS, Reaction
-from outbox.settings import TYPES
 
 ROOT = Path(__file__).parents[2]
 VERDICTS_PAGE = ROOT / "docs" / "verdicts.md"
@@ -36,7 +37,7 @@ def test_it_has_every_type_and_a_line_for_every_rule() -> None:
     lines = printed().splitlines()
 
     assert all(any(line.startswith("## ") and f"`{name}`" in line for line in lines) for name in TYPES)
-    for rule in (*VERDICTS, *ANSWERS):
+    for rule in (*VERDICTS, *bystatus.VERDICTS, *ANSWERS):
         assert any(line.startswith("|") and line.endswith(f" {rule.note} |") for line in lines)
 
 
@@ -44,8 +45,8 @@ def test_every_table_in_it_is_one() -> None:
     """A cell with a bar in it, or a line broken in two, would shift all that follows."""
     blocks = re.findall(r"^\|.*(?:\n\|.*)*", printed(), re.MULTILINE)
 
-    assert 3 == len(blocks)
-    assert [1] * 3 == [len({line.count("|") for line in block.splitlines()}) for block in blocks]
+    assert 4 == len(blocks)
+    assert [1] * 4 == [len({line.count("|") for line in block.splitlines()}) for block in blocks]
 
 
 def test_it_can_be_limited_to_a_type() -> None:

@@ -302,7 +302,7 @@ def test_wrong_settings_from_the_environment_alone_say_that_there_is_no_file(she
 
     assert 2 == run.returncode
     assert f"(OUTBOX_...; there is no {shell.folder / 'outbox.toml'})" in run.stderr
-    assert "destinations.enos.org_id: is missing" in run.stderr
+    assert "destinations.enos.type: is missing" in run.stderr
 
 
 WRONG = {
@@ -329,7 +329,7 @@ WRONG = {
     "retentoin: there is no such setting; known: database, database_password, destinations, durability, nudge, quota, "
     "reserve, retention, roots, spool, worker": "[retentoin]",
     "worker.pol: there is no such setting; known: gone_after, http, poll, stop_grace": "[worker]\npol = 1",
-    "destinations.fax.type: expected 'enos-events', 'enos-measurepoints' or 'enos-attributes', got 'fax'; "
+    "destinations.fax.type: expected 'enos-events', 'enos-measurepoints', 'enos-attributes', 'form' or 'webhook', got 'fax'; "
     "destinations.fax.url: is missing": '[destinations.fax]\ntype = "fax"\norg_id = "o"',
     "destinations.enos.allow_plain_http: expected true or false, got 'perhaps'": f'{ENOS}allow_plain_http = "perhaps"',
     "destinations.enos.max_file_bytes: expected a whole number, got 1.5": f"{ENOS}max_file_bytes = 1.5",
