@@ -1,4 +1,4 @@
-"""What a test suite needs: an EnOS receiver that is strict with every request and misbehaves when asked."""
+"""What a test suite needs: a receiver that is strict and misbehaves when asked, and a look at a destination of one's own."""
 
 from outbox.testing.behaviours import (
     Answer,
@@ -19,6 +19,7 @@ from outbox.testing.behaviours import (
     parse_behaviour,
 )
 from outbox.testing.blackhole import BlackHole, refused_url
+from outbox.testing.checking import check_destination
 from outbox.testing.ledger import Accepted, Received, ReceivedFile, peak_of, rate_of, read_ledger
 from outbox.testing.receiver import Receiver
 
@@ -43,6 +44,7 @@ __all__ = [
     "SlowRead",
     "Status",
     "Truncated",
+    "check_destination",
     "parse_behaviour",
     "peak_of",
     "rate_of",

@@ -1,0 +1,195 @@
+"""`check_destination`: whether a destination of your own keeps the rules that outbox relies on, each fault in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+from outbox import intake
+from outbox import payload as json_payload
+from outbox.ambient import uuid7
+from outbox.destinations import Answer, Attachment, Batch, Destination, Draft, Fault, Message
+from outbox.errors import ConfigurationError, Refused
+from outbox.model import Entry, FileSource, Lane, SpooledFile
+from outbox.secret import Secret
+from outbox.testing import encodings, judgements
+
+#: When the batches that are made here begin.
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+#: What people enqueue by mistake, and what is no JSON at all.
+_ODD: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    "text",
+    [],
+    {},
+    [{}],
+    {"": None},
+    {"a": {"b": [1, None, "ü"]}},
+    {1: 2},
+    {"a": math.nan},
+    {"a": b"bytes", "b": {1, 2}, "c": object},
+)
+_TELLING = ("secret", "password", "token", "api_key", "apikey", "credential")
+
+
+@dataclass
+class Sample:
+    """Messages that may be enqueued, made of what the caller gave, and their files' bytes by their names in the spool."""
+
+    destination: Destination
+    request: intake.Request
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    def message(self, number: int) -> Message:
+        """One of them. Keys may hold any letter, and so those here do."""
+        attached = tuple(self._attachment(each) for each in self.request.files)
+        size = sum(each.file.size for each in attached)
+        key = f"schlüssel {number}"
+        return Message(number, key, self.request.text, 1, 0, 0, None, self.request.size, size, len(attached), attached)
+
+    def batch(self, number: int) -> Batch:
+        """So many of them."""
+        messages = tuple(self.message(each) for each in range(1, number + 1))
+        return Batch(1, "f" * 32, self.destination.name, Lane.NORMAL, messages, NOW)
+
+    def open_file(self, name: str) -> BinaryIO:
+        """The bytes of a file, as a spool gives them."""
+        return io.BytesIO(self.contents[name])
+
+    def _attachment(self, offered: intake.Offered) -> Attachment:
+        name = uuid7()
+        if not isinstance(offered.source, SpooledFile):
+            with intake.open_source(offered) as source:
+                content = source.read()
+        else:
+            content = b"\0" * offered.source.size
+        self.contents[name] = content
+        sha256, md5 = hashlib.sha256(content).hexdigest(), hashlib.md5(content, usedforsecurity=False).hexdigest()
+        file = SpooledFile(name, len(content), sha256, md5, offered.filename)
+        return Attachment(offered.name, file, offered.filename, offered.content_type)
+
+
+def check_destination(
+    destination: Destination,
+    *,
+    payload: Any,
+    files: Mapping[str, FileSource] | None = None,
+    success: Answer | None = None,
+    html_is_success: bool = False,
+) -> None:
+    """Run a destination with a message of its kind, `payload` and `files`, and raise AssertionError with all that is wrong.
+
+    What is checked: `check` finds faults in whatever comes, and never raises; what it lets in can be encoded. `encode` gives
+    the same upload for the same batch, changes nothing, and makes a request that can be sent, in which every attachment travels
+    once and no secret is. `weigh` is not less than what a message adds, where there is a `text_limit`. `judge` has a verdict
+    for every answer, and says delivered to none that cannot confirm: no redirect, no error, no login page, none that came
+    before the request was sent whole.
+
+    `success` is an answer to which `judge` must say delivered. `html_is_success`: an HTML page with status 200 may be one, at a
+    destination that answers so; else it is taken for a captive portal.
+    """
+    found = [*_secrets_shown(destination)]
+    at_the_door = [*_door(destination)]
+    found += at_the_door
+    try:
+        sample = _sample(destination, payload, files)
+    except Exception as error:  # noqa: BLE001 (whatever a destination of somebody else's raises)
+        words = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        found.append(f"the payload and files given to check_destination cannot be enqueued: {words}")
+    else:
+        secrets = [value for _, value in _secrets_of(destination)]
+        found += encodings.faults(sample, secrets)
+        if files:
+            with contextlib.suppress(Refused):
+                found += encodings.faults(_sample(destination, payload, None), secrets)
+        if not at_the_door:
+            found += _let_in(sample)
+        found += judgements.faults(destination, sample.batch(1), NOW, success, html_is_success=html_is_success)
+    if found := list(dict.fromkeys(found)):
+        many = "1 thing is" if len(found) == 1 else f"{len(found)} things are"
+        raise AssertionError("\n- ".join([f"{many} wrong with {type(destination).__name__} {destination.name!r}:", *found]))
+
+
+def _sample(destination: Destination, given: Any, files: Mapping[str, FileSource] | None) -> Sample:
+    """Raises Refused for what may not be enqueued."""
+    return Sample(destination, intake.examine(destination, Entry(given, files), [], NOW))
+
+
+def _door(destination: Destination) -> Iterator[str]:
+    """Whether `check` has only faults to tell of whatever comes."""
+    for odd in _ODD:
+        for files in ({}, {"unheard-of": "x.bin"}):
+            text = json_payload.written(odd) or ""
+            try:
+                told: Any = destination.check(Draft(odd, text, files, dict.fromkeys(files, 1)))
+            except Exception as error:  # noqa: BLE001 (as above)
+                yield (
+                    f"check raised {type(error).__name__} for the payload {json_payload.brief(odd)}; it must return Faults, "
+                    "whatever comes: look at the payload's type before its members"
+                )
+                return
+            if not isinstance(told, list) or not all(isinstance(each, Fault) for each in told):
+                yield f"check returned {json_payload.brief(told)}; it must return a list of Fault(path, text), empty if none is"
+                return
+
+
+def _let_in(sample: Sample) -> Iterator[str]:
+    """Whether what the door lets in can be sent: what cannot would be tried for ever."""
+    document = sample.request
+    given = json.loads(document.text)
+    without = [{key: value for key, value in given.items() if key != name} for name in given] if isinstance(given, dict) else []
+    files: dict[str, FileSource] = {each.name: b"x" for each in document.files}
+    for odd in (*_ODD, *without):
+        for attached in (files, None):
+            doing = "weigh"
+            try:
+                let_in = _sample(sample.destination, odd, attached)
+                doing = "encode"
+                sample.destination.encode(let_in.batch(1))
+            except Refused:
+                continue
+            except Exception as error:  # noqa: BLE001 (as above)
+                yield (
+                    f"check lets in the payload {json_payload.brief(odd)}, and {doing} raises {type(error).__name__} for it; "
+                    "let check return a Fault for what cannot be sent"
+                )
+                return
+
+
+def _secrets_shown(destination: Destination) -> Iterator[str]:
+    shown = repr(destination)
+    for where, value in _secrets_of(destination):
+        if value and value in shown:
+            yield f"repr shows the secret in {where}; keep it in a Secret, such as env('NAME'), or say field(repr=False)"
+
+
+def _secrets_of(destination: Destination) -> Iterator[tuple[str, str]]:
+    """Where secrets are, as far as can be told: Secrets, and text in fields that are called so."""
+    for name, value in _members(destination):
+        holders = [(name, value)]
+        if not isinstance(value, str | Secret):
+            holders += [(f"{name}.{inner}", each) for inner, each in _members(value)]
+        for where, each in holders:
+            if isinstance(each, Secret):
+                with contextlib.suppress(ConfigurationError):
+                    yield where, each.reveal()
+            elif isinstance(each, str) and where.lower().endswith(_TELLING):
+                yield where, each
+
+
+def _members(value: object) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list | tuple):
+        yield from ((str(number), each) for number, each in enumerate(value))
+    elif isinstance(value, Mapping):
+        yield from ((str(name), each) for name, each in value.items())
+    else:
+        yield from getattr(value, "__dict__", {}).items()
