@@ -95,9 +95,10 @@ def _comparable(upload: Upload) -> tuple[Any, ...]:
 def _head(destination: Destination, upload: Upload) -> Iterator[str]:
     """Address and headers."""
     ours, theirs = urlsplit(destination.url), urlsplit(upload.url)
-    if not upload.url.isprintable() or " " in upload.url or (ours.scheme, ours.hostname) != (theirs.scheme, theirs.hostname):
+    plain = upload.url.isascii() and upload.url.isprintable() and " " not in upload.url
+    if not plain or (ours.scheme, ours.hostname) != (theirs.scheme, theirs.hostname):
         yield (
-            f"encode sends to {payload.brief(upload.url)}; expected an address below {destination.url}, "
+            f"encode sends to {repr(upload.url)[:200]}; expected an address below {destination.url}, "
             "with what is not plain in it percent-encoded (urllib.parse.quote)"
         )
     headers: Mapping[Any, Any] = upload.headers

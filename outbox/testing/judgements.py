@@ -109,7 +109,7 @@ def _total(destination: Destination, answer: Answer, batch: Batch, now: datetime
             raise TypeError
         fit_for_a_row(facts)
     except Exception:  # noqa: BLE001 (as above)
-        return f"judge keeps {payload.brief(facts)} of {about}, which no row can; Facts are an int status and code, and strings"
+        return f"judge keeps {repr(facts)[:200]} of {about}, which no row can; Facts are an int status and code, and strings"
     judged: Verdict = verdict
     return judged
 
