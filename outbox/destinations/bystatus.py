@@ -10,9 +10,10 @@ from urllib.parse import quote
 
 from outbox.destinations.base import Credentials, Destination, redirected, verdict_of
 from outbox.destinations.table import Meaning, Reading, Rule, Verdicts, check_table, first
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, Fault
 from outbox.exchange import Answer, require_headers
 from outbox.model import Batch
+from outbox.payload import has_controls
 from outbox.verdict import Facts, Verdict, cleaned
 
 _OK = range(200, 300)
@@ -114,6 +115,25 @@ def read(answer: Answer) -> Reading:
 def in_a_header(key: str) -> str:
     """A message's key as the value of a header: white space, % and what is not ASCII as percent-encoded UTF-8."""
     return quote(key, safe=_SAFE)
+
+
+def unfit_name(name: str) -> str | None:
+    """What keeps a part of a form, or a file in it, from being called so; None if nothing does.
+
+    A backslash goes out as browsers send it, by itself. Werkzeug and python-multipart take it, and what is behind it, for
+    something else: a name that ends in one would swallow what follows it.
+    """
+    if not name:
+        return "is empty; what is in a form needs a name"
+    if has_controls(name):
+        return "holds control characters"
+    return "holds a backslash, which not everybody who reads a form takes for one" if "\\" in name else None
+
+
+def unfit_filenames(files: Mapping[str, str]) -> list[Fault]:
+    """What is wrong with the names that the receiver shall see."""
+    found = ((name, filename, unfit_name(filename)) for name, filename in files.items() if filename)
+    return [Fault(f"files.{name}", f"its file name {filename!r} {words}") for name, filename, words in found if words]
 
 
 def _facts(answer: Answer, why: str) -> Facts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from outbox import payload
-from outbox.destinations.bystatus import ByStatus, in_a_header
+from outbox.destinations.bystatus import ByStatus, in_a_header, unfit_filenames, unfit_name
 from outbox.errors import ConfigurationError, Fault
 from outbox.exchange import Upload, require_headers
 from outbox.model import Batch, Draft
@@ -57,8 +57,8 @@ class Form(ByStatus):
         owner = f"destination {self.name}"
         for what, mapping in (("fields", self.fields or {}), ("files", self.files or {})):
             for name, place in mapping.items():
-                if not name or payload.has_controls(name):
-                    raise ConfigurationError(f"{owner}: {what}: {name!r} is no name for a part of a form")
+                if words := unfit_name(name):
+                    raise ConfigurationError(f"{owner}: {what}: the name {name!r} {words}")
                 if not place.removesuffix("?") or (what == "fields" and not all(place.removesuffix("?").split("."))):
                     wanted = "a path in the payload such as meta.note?" if what == "fields" else "the name of an attachment"
                     raise ConfigurationError(f"{owner}: {what}.{name}: expected {wanted}, got {place!r}")
@@ -88,6 +88,10 @@ class Form(ByStatus):
             if name not in sent
         ]
         faults += [Fault(f"files.{name}", f"{name!r} is a field of this form as well") for name in sources if name in names]
+        faults += unfit_filenames(draft.files)
+        if self.files is None:
+            unfit = ((name, unfit_name(name)) for name in draft.files)
+            faults += [Fault(f"files.{name}", f"its name {words}") for name, words in unfit if words]
         if not faults and not names and not draft.files:
             faults.append(Fault("payload", f"makes a form for {self.name} without a single field or file"))
         return faults
@@ -103,7 +107,8 @@ class Form(ByStatus):
             ]
         if not isinstance(document, dict):
             return [Fault("payload", f"expected an object, of which each member is a field of {self.name}")]
-        return [Fault("payload", "a name in it is empty; a field needs one")] if "" in document else []
+        unfit = ((name, unfit_name(name)) for name in document if isinstance(name, str))
+        return [Fault("payload", f"the name {payload.brief(name)} {words}") for name, words in unfit if words]
 
     def weigh(self, draft: Draft) -> int:
         return sum(len(name.encode()) + len(_as_text(value).encode()) for name, value in self._found(draft.payload))

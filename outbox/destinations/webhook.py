@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from outbox import payload
-from outbox.destinations.bystatus import ByStatus, in_a_header
+from outbox.destinations.bystatus import ByStatus, in_a_header, unfit_filenames, unfit_name
 from outbox.errors import ConfigurationError, Fault
 from outbox.exchange import Upload
 from outbox.model import Attachment, Batch, Draft, Message
@@ -61,8 +61,8 @@ class Webhook(ByStatus):
         object.__setattr__(self, "secrets", tuple(as_secret(each) for each in self.secrets))  # no repr shows a string
         if self.format not in ("auto", "json", "multipart"):
             raise ConfigurationError(f"{owner}: expected format to be 'auto', 'json' or 'multipart', got {self.format!r}")
-        if not self.event_field or payload.has_controls(self.event_field):
-            raise ConfigurationError(f"{owner}: event_field: {self.event_field!r} is no name for a part of a form")
+        if words := unfit_name(self.event_field):
+            raise ConfigurationError(f"{owner}: event_field: the name {self.event_field!r} {words}")
 
     @property
     def _own_headers(self) -> frozenset[str]:
@@ -72,9 +72,12 @@ class Webhook(ByStatus):
         if self.format == "json":
             wanted = 'takes no files: its format is "json"'
             return [Fault(f"files.{name}", f"{self.name} {wanted}") for name in draft.files]
+        faults = unfit_filenames(draft.files)
+        unfit = ((name, unfit_name(name)) for name in draft.files)
+        faults += [Fault(f"files.{name}", f"its name {words}") for name, words in unfit if words]
         if self.event_field in draft.files:
-            return [Fault(f"files.{self.event_field}", "is the name of the part that holds the payload; use another")]
-        return []
+            faults.append(Fault(f"files.{self.event_field}", "is the name of the part that holds the payload; use another"))
+        return faults
 
     def weigh(self, draft: Draft) -> int:
         files = {name: _entry(filename, _LONGEST_SIZE, _ANY_DIGEST, _LONGEST_TYPE) for name, filename in draft.files.items()}

@@ -181,6 +181,40 @@ def test_a_small_document_is_posted_as_json(client: Client) -> None:
     assert b"\r\nContent-Type: application/json; charset=utf-8\r\n" in request
 
 
+@pytest.mark.parametrize("size", [2, 300_000, 2_000_000])
+def test_an_upload_may_be_a_json_document(client: Client, size: int) -> None:
+    body = b'"' + b"x" * (size - 2) + b'"'
+    with Recorder([OK]) as server:
+        answer = client.transport.send(Upload(f"{server.url}/hook", headers={"X-A": "1"}, json=body), open_zeros, 20, 5)
+
+    (request,) = server.requests
+    head, _, sent = request.partition(b"\r\n\r\n")
+    assert (200, True, body) == (answer.status, answer.sent_whole, sent)
+    assert {b"content-type: application/json", f"content-length: {size}".encode(), b"x-a: 1"} <= set(
+        head.lower().split(b"\r\n")
+    )
+
+
+def test_an_answer_before_the_end_of_a_document_is_known_to_be_early(client: Client, serve: Callable[..., Server]) -> None:
+    def script(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(http(b"", "503 Busy"))
+        connection.close()
+
+    body = b"1" * 50_000_000
+    try:
+        answer = client.transport.send(Upload(serve(script).url, json=body), open_zeros, 20, 5)
+    except NotSent:
+        return  # the other side was gone before its answer was read
+    assert (503, False) == (answer.status, answer.sent_whole)
+
+
+def test_an_upload_is_a_form_or_a_document() -> None:
+    with pytest.raises(ValueError, match="not both"):
+        Upload("https://x.example", [FieldPart("a", b"")], json=b"{}")
+    assert (3, 2) == (Upload("u", [FieldPart("a", b"abc")]).size, Upload("u", json=b"{}").size)
+
+
 def test_a_large_upload_arrives_and_memory_stays_flat(client: Client, receiver: Receiver) -> None:
     tracemalloc.start()
     answer = client.to(receiver, large=True)

@@ -51,7 +51,7 @@ def files(destination: Form, document: Any, *attachments: Any) -> dict[str, tupl
 
 
 def faults(destination: Form, document: Any, *names: str) -> list[str]:
-    draft = Draft(document, payload.written(document) or "", {name: f"{name}.bin" for name in names})
+    draft = Draft(document, payload.written(document) or "", {name: f"{name.strip(chr(92))}.bin" for name in names})
     return [str(each) for each in destination.check(draft)]
 
 
@@ -131,8 +131,10 @@ def test_one_message_travels_in_a_request_whatever_the_policy_says() -> None:
     ("options", "document", "names", "words"),
     [
         ({}, [1], (), "payload: expected an object, of which each member is a field of archive"),
-        ({}, {"": 1}, (), "payload: a name in it is empty; a field needs one"),
+        ({}, {"": 1}, (), "payload: the name '' is empty; what is in a form needs a name"),
         ({}, {}, (), "payload: makes a form for archive without a single field or file"),
+        ({}, {"a\\": 1}, (), "payload: the name 'a\\\\' holds a backslash, which not everybody who reads a form takes for one"),
+        ({}, {}, ("a\\",), "files.a\\: its name holds a backslash, which not everybody who reads a form takes for one"),
         ({}, {"photo": 1}, ("photo",), "files.photo: 'photo' is a field of this form as well"),
         ({"fields": {"device": "meta.id"}}, {"meta": 1}, (), "meta.id: is missing; archive sends it as the field 'device'"),
         (
@@ -206,7 +208,7 @@ def test_whatever_the_door_lets_in_makes_a_form_of_the_weight_it_had(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"fields": {"": "a"}}, "destination archive: fields: '' is no name for a part of a form"),
+        ({"fields": {"": "a"}}, "destination archive: fields: the name '' is empty; what is in a form needs a name"),
         ({"fields": {"a": "x..y"}}, "fields.a: expected a path in the payload such as meta.note?, got 'x..y'"),
         ({"files": {"a": "?"}}, "files.a: expected the name of an attachment, got '?'"),
         ({"fields": {"a": "x"}, "files": {"a": "photo"}}, "a: a field and a file cannot have the same name"),

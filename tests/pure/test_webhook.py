@@ -108,12 +108,21 @@ def test_a_file_cannot_be_called_like_the_part_that_holds_the_payload() -> None:
     assert [] == hook(event_field="data").check(draft)
 
 
+def test_a_name_that_not_everybody_reads_alike_is_refused() -> None:
+    draft = Draft({}, "{}", {"a\\": "a.jpg", "b": "b\\"})
+
+    assert [
+        "files.b: its file name 'b\\\\' holds a backslash, which not everybody who reads a form takes for one",
+        "files.a\\: its name holds a backslash, which not everybody who reads a form takes for one",
+    ] == [str(each) for each in hook().check(draft)]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"secrets": NEW}, "expected secrets to be a list"),
         ({"format": "xml"}, "expected format to be 'auto', 'json' or 'multipart', got 'xml'"),
-        ({"event_field": ""}, "event_field: '' is no name for a part of a form"),
+        ({"event_field": ""}, "event_field: the name '' is empty; what is in a form needs a name"),
         ({"headers": {"Webhook-Id": "1"}}, "the header Webhook-Id is set by outbox; leave it out"),
     ],
 )

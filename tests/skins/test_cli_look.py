@@ -430,6 +430,13 @@ def test_a_field_is_text_even_if_it_looks_like_the_name_of_a_file() -> None:
     assert ["--form", 'note="@x;\\"y\\"";filename="note.txt";headers="X-Kind: a"'] == named[-2:]
 
 
+def test_a_document_is_sent_as_it_is() -> None:
+    said = words(Upload("https://x.example", json=b'@{"a": "it\'s"}', headers={"Idempotency-Key": "k"}), "webhook-signature")
+
+    assert ["--data-raw", '@{"a": "it\'s"}'] == said[-2:]
+    assert {"Content-Type: application/json", "Idempotency-Key: k", "webhook-signature: ***"} <= set(said)
+
+
 def test_a_file_is_sent_from_the_spool_under_its_own_name() -> None:
     spooled = SpooledFile("ab" * 16, 3, "5" * 64, "3" * 32)
     part = FilePart("photo", 'a "b" \\.jpg', spooled, "image/jpeg")

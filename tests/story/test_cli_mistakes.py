@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from outbox import Outbox, migrate, settings
+from outbox import Form, Outbox, Secret, Webhook, migrate, settings
 from outbox.errors import ConfigurationError
 from tests import warm
 from tests.commands import run_all
@@ -21,6 +22,8 @@ from tests.factories import an_outbox
 from tests.postgres import create_database, drop_database
 from tests.story.conftest import ROOT
 
+FORM = '[destinations.f]\ntype = "form"\nurl = "https://x.example"\n'
+HOOK = '[destinations.h]\ntype = "webhook"\nurl = "https://x.example"\n'
 ENOS = '[destinations.enos]\ntype = "enos-events"\nurl = "https://x.example"\norg_id = "o"\n'
 STARTS_NONE = (
     "nothing moves until it can be read: a worker that runs tries again by itself, or ends if the database is damaged, and "
@@ -348,7 +351,74 @@ WRONG = {
     "destinations.enos.policy.senders: expected a whole number, got 'many'": f'{ENOS}policy = {{senders = "many"}}',
     "destinations.enos.policy.on_dead: expected 'block' or 'skip', got 'x'": f'{ENOS}policy = {{on_dead = "x"}}',
     "destinations.enos.policy.backoff_schedule: expected a list, got 3": f"{ENOS}policy = {{backoff_schedule = 3}}",
+    "destinations.enos.secrets: there is no such setting; known: allow_plain_http, allowed_networks, max_file_bytes, "
+    "max_message_bytes, org_id, policy, public_only, realtime, token, type, url": f'{ENOS}secrets = ["env:X"]',
+    "destinations.f.url: is missing; destinations.f.org_id: there is no such setting; known: accept_html, allow_plain_http, "
+    "allowed_networks, fields, files, headers, key_header, max_file_bytes, policy, public_only, token, type, url": (
+        '[destinations.f]\ntype = "form"\norg_id = "o"'
+    ),
+    "destinations.f.fields.a: expected text, got 1": f"{FORM}fields = {{a = 1}}",
+    "destinations.f: fields.a: expected a path in the payload such as meta.note?, got 'x..y'": f'{FORM}fields = {{a = "x..y"}}',
+    'destinations.f: Authorization is no plain header; say secret = "env:NAME" in [destinations.f.token] instead': (
+        f'{FORM}headers = {{Authorization = "canary-5e1f"}}'
+    ),
+    "destinations.f: 'http://x' would send data and token in the clear; use https://, or say allow_plain_http = true in "
+    "[destinations.f]": '[destinations.f]\ntype = "form"\nurl = "http://x"',
+    "destinations.f.token.secret: expected where the secret is, env:NAME or file:PATH, not the secret itself": (
+        f'{FORM}token = {{secret = "canary-5e1f"}}'
+    ),
+    "destinations.f.token.app_key: there is no such setting; known: header, scheme, secret": (
+        f'{FORM}token = {{secret = "env:X", app_key = "k"}}'
+    ),
+    "destinations.f.token: the header 'X Key' holds what is not printable ASCII": (
+        f'{FORM}token = {{secret = "env:X", header = "X Key"}}'
+    ),
+    "destinations.h.secrets.1: expected where the secret is, env:NAME or file:PATH, not the secret itself": (
+        f'{HOOK}secrets = ["env:X", "whsec_canary-5e1f"]'
+    ),
+    "destinations.h.secrets: expected a list, got text": f'{HOOK}secrets = "env:X"',
+    "destinations.h.format: expected 'auto', 'json' or 'multipart', got 'xml'": f'{HOOK}format = "xml"',
 }
+
+
+def test_forms_and_webhooks_are_declared_in_settings(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_DESTINATIONS__H__EVENT_FIELD", "data")
+    file = shell.write(
+        f'{FORM}fields = {{device = "assetId"}}\nfiles = {{picture = "photo"}}\nkey_header = ""\nheaders = {{X-Site = "n"}}\n'
+        'token = {secret = "env:X", header = "X-Key", scheme = ""}\naccept_html = true\nmax_file_bytes = 10\n'
+        f'{HOOK}secrets = ["env:X", "file:old"]\nformat = "multipart"\npolicy = {{senders = 2}}\n'
+    )
+
+    outbox = settings.build(*settings.load(file))
+
+    form, hook = (outbox.destinations[name] for name in ("f", "h"))
+    outbox.close()
+    assert isinstance(form, Form)
+    assert isinstance(hook, Webhook)
+    assert ({"device": "assetId"}, {"picture": "photo"}, None, {"X-Site": "n"}, True, 10) == (
+        form.fields,
+        form.files,
+        form.key_header,
+        form.headers,
+        form.accept_html,
+        form.max_file_bytes,
+    )
+    assert "StaticToken(Secret(environment variable X), header='X-Key', scheme='')" == repr(form.token)
+    assert ("data", "multipart", 2, 1) == (hook.event_field, hook.format, hook.policy.senders, hook.policy.batch_messages)
+    assert ["environment variable X", f"file {shell.folder / 'old'}"] == [
+        each.source for each in hook.secrets if isinstance(each, Secret)
+    ]
+
+
+def test_the_commented_examples_of_init_are_understood(shell: Shell) -> None:
+    _, _, examples = settings.TEMPLATE.partition("# Any other upload form")
+    lines = [line.removeprefix("# ") for line in examples.partition("[worker]")[0].splitlines()]
+    file = shell.write("\n".join(line for line in lines if re.match(r"\[|\w+ = ", line)))
+
+    outbox = settings.build(*settings.load(file))
+
+    outbox.close()
+    assert ["archive", "hook"] == sorted(outbox.destinations)
 
 
 @pytest.mark.parametrize("sentence", WRONG, ids=[f"{number} {each.partition(':')[0]}" for number, each in enumerate(WRONG)])
