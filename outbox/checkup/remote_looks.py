@@ -13,7 +13,7 @@ from outbox.checkup.findings import Check, Finding, compared, ok, problem
 from outbox.destinations.base import Destination, seconds_until
 from outbox.destinations.token import CredentialsRefused
 from outbox.errors import ConfigurationError, OutboxError, TransportError
-from outbox.transport import Answer, RequestsTransport, Transport
+from outbox.transport import Answer, RequestsTransport, Transport, Upload
 from outbox.units import in_words as length_in_words
 
 #: Seconds that a connection, or an answer of the token service, may take.
@@ -48,8 +48,11 @@ class RemoteLooks:
 
     def _token(self, destination: Destination) -> Iterator[Finding]:
         credentials = destination.credentials
+        if destination.signature_headers:
+            yield from _signature(destination)
         if credentials is None:
-            yield ok(f"{destination.name} needs no credentials")
+            if not destination.signature_headers:
+                yield ok(f"{destination.name} needs no credentials")
             return
         reach = destination.reach
         listening = _Listening(self._transport if reach is None else self._transport.within(reach))
@@ -72,6 +75,18 @@ class RemoteLooks:
         ahead = seconds_until(listening.date, ambient.now())
         if ahead is not None:
             yield compared(f"that of {destination.name}'s token service", ahead)
+
+
+def _signature(destination: Destination) -> Iterator[Finding]:
+    """Whether there are the secrets that requests are signed with."""
+    try:
+        signed = destination.sign(Upload(destination.url, json=b"{}"))
+    except ConfigurationError as error:
+        yield problem(f"{destination.name}: {error}", "give the secret where the settings say it is")
+    except Exception:  # noqa: BLE001 (a destination of somebody's own may sign nothing but what it made itself)
+        return
+    else:
+        yield ok(f"{destination.name} signs its requests" if signed else f"{destination.name} signs nothing: it has no secrets")
 
 
 class _Listening:

@@ -102,7 +102,7 @@ class Webhook(ByStatus):
             return {}
         part = upload.parts[0] if upload.parts else None
         body = part.body if isinstance(part, FieldPart) else upload.json or b""
-        signed = f"{upload.headers[_ID]}.{upload.headers[_TIMESTAMP]}.".encode() + body
+        signed = f"{upload.headers.get(_ID, '')}.{upload.headers.get(_TIMESTAMP, '')}.".encode() + body
         return {_SIGNATURE: " ".join(f"v1,{_signature(_key(each), signed)}" for each in self.secrets)}
 
 

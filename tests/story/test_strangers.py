@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outbox import File, Form, Outbox, State, StaticToken, Webhook, Worker, env
+from outbox.checkup.remote_looks import RemoteLooks
 from outbox.destinations import Destination
 from outbox.destinations.bystatus import unfit_name
 from outbox.multipart import FieldPart, FilePart
@@ -200,6 +201,20 @@ def test_a_retry_is_signed_anew_with_the_time_it_began(flask_stranger: Stranger,
     assert {"k-1": State.DELIVERED} == states(outbox.database)
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == "k-1"
     standardwebhooks.Webhook(NEW).verify(second.body, second.headers)
+
+
+def test_a_doctor_says_whether_there_is_what_signs(
+    flask_stranger: Stranger, outbox_with: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = outbox_with(Webhook(name="hook", url=flask_stranger.url, secrets=[env("HOOK_SECRET")], allow_plain_http=True))
+    (look,) = [each.look for each in RemoteLooks(outbox, RequestsTransport()).checks() if each.name == "token"]
+
+    missing = [str(each.text) for each in look()]
+    monkeypatch.setenv("HOOK_SECRET", NEW)
+    there = [str(each.text) for each in look()]
+
+    assert ["hook: environment variable HOOK_SECRET is not set; it should hold a secret"] == missing
+    assert ["hook signs its requests"] == there
 
 
 # Odd names.
