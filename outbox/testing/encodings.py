@@ -59,6 +59,7 @@ def _of(sample: Sample, batch: Batch, upload: Upload, secrets: Sequence[str]) ->
         yield from wrong
         return
     yield from _files(sample, batch, upload)
+    yield from _signature(sample.destination, upload)
     everything = [upload.url.encode(), *(value.encode() for value in upload.headers.values()), upload.json or b""]
     everything += [part.body for part in upload.parts if isinstance(part, FieldPart)]
     if any(secret and secret.encode() in each for secret in secrets for each in everything):
@@ -113,6 +114,24 @@ def _head(destination: Destination, upload: Upload) -> Iterator[str]:
                 f"the header {payload.brief(name)} cannot be sent: {payload.brief(value)} is not printable ASCII without white "
                 "space at its ends; a key may hold any letter: percent-encode it (urllib.parse.quote)"
             )
+
+
+def _signature(destination: Destination, upload: Upload) -> Iterator[str]:
+    """What `sign` gives, as far as its secrets are here."""
+    try:
+        given: Any = destination.sign(upload)
+        require_headers(given)
+    except ConfigurationError as error:
+        if str(error).startswith("the header"):
+            yield f"sign gives what cannot be sent: {error}"
+    except Exception as error:  # noqa: BLE001 (as above)
+        yield (
+            f"sign raised {type(error).__name__}; without a usable secret it must raise ConfigurationError, which stops the "
+            "destination, and else return headers"
+        )
+    else:
+        if strange := sorted({name.lower() for name in given} - {name.lower() for name in destination.signature_headers}):
+            yield f"sign gives the header {strange[0]}; name it in signature_headers, so that people are told of it"
 
 
 def _parts(upload: Upload) -> Iterator[str]:

@@ -285,6 +285,30 @@ def test_a_secret_in_an_upload_is_told_and_never_shown() -> None:
     )
 
 
+def signing(sign: Callable[[Any, Upload], Any], *names: str) -> Destination:
+    return broken(sign=sign, signature_headers=names)
+
+
+SIGNATURES: dict[str, Destination] = {
+    "sign raised KeyError; without a usable secret it must raise ConfigurationError, which stops the destination, and else "
+    "return headers": signing(lambda self, upload: {"X-Sum": upload.headers["X-None"]}, "X-Sum"),
+    "sign gives what cannot be sent: the header 'X-Sum' holds what is not printable ASCII, or white space at an end; set it "
+    "without that": signing(lambda self, upload: {"X-Sum": "ü"}, "X-Sum"),
+    "sign gives the header x-sum; name it in signature_headers, so that people are told of it": signing(
+        lambda self, upload: {"X-Sum": "1"}
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", SIGNATURES)
+def test_a_signature_that_nobody_can_send_or_hear_of_is_told(sentence: str) -> None:
+    assert [sentence] == told(SIGNATURES[sentence])
+
+
+def test_a_signature_that_is_well_is_not() -> None:
+    check_destination(signing(lambda self, upload: {"X-Sum": "1"}, "x-sum"), payload={"id": 1})
+
+
 # Verdicts.
 
 OK = Delivered()
