@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from outbox import File, Form, Outbox, State, StaticToken, Webhook, Worker, env
 from outbox.checkup.remote_looks import RemoteLooks
+from outbox.cli.show import _curl as request_of
 from outbox.destinations import Destination
 from outbox.destinations.bystatus import unfit_name
 from outbox.multipart import FieldPart, FilePart
@@ -215,6 +217,19 @@ def test_a_doctor_says_whether_there_is_what_signs(
 
     assert ["hook: environment variable HOOK_SECRET is not set; it should hold a secret"] == missing
     assert ["hook signs its requests"] == there
+
+
+def test_a_webhook_is_shown_without_its_signature(flask_stranger: Stranger, outbox_with: Make) -> None:
+    hook = Webhook(
+        name="hook", url=flask_stranger.url, secrets=[NEW], token=StaticToken("hunter2hunter2"), allow_plain_http=True
+    )
+    outbox = outbox_with(hook)
+    deliver(outbox, {"a": "it's"})
+
+    shown = shlex.split(request_of(outbox, outbox.message(1)).replace("\\\n", " "))
+
+    assert {"webhook-id: k-1", "webhook-signature: ***", "Authorization: ***", "Content-Type: application/json"} <= set(shown)
+    assert ["--data-raw", '{"a":"it\'s"}'] == shown[-2:]
 
 
 # Odd names.
