@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from outbox import settings
+from tests.story.test_pytest_plugin import run as run_pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -66,8 +67,18 @@ def test_the_terminal_blocks_run_as_they_stand(tmp_path: Path):
     assert "delivered" in run.stdout
 
 
-def test_the_toml_block_is_understood():
-    (block,) = blocks("toml")
+def test_the_test_in_it_passes(tmp_path: Path):
+    ((name, text),) = re.findall(r'^```python title="(\S+)"\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
+    assert len(text.splitlines()) <= 10
+
+    done = run_pytest(tmp_path, {name: text})
+
+    assert (0, True) == (done.returncode, "1 passed" in done.stdout), done.stdout + done.stderr
+
+
+def test_the_toml_block_for_who_outgrows_sqlite_is_understood():
+    page = (ROOT / "docs" / "how-to" / "outgrow-sqlite.md").read_text("utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
     assert settings.Settings(**tomllib.loads(block)).database.startswith("postgresql+psycopg://")
 
