@@ -17,7 +17,7 @@ export PYTHONUTF8 := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-merge test-all torture planted explore cover mutation steady scale bench bench-setup lint check demo migration wheel clean
+.PHONY: help setup test test-merge test-all torture planted explore cover mutation steady scale bench bench-setup lint check demo docs migration wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
@@ -87,6 +87,9 @@ check: lint test test-merge ## am I done? what CI runs
 
 demo: setup ## see it: receiver, producer and worker in one terminal
 	$(BIN)/python -m outbox.testing.demo
+
+docs: setup ## the pages of docs/ that are written from the code, anew
+	$(BIN)/python -m tests.writing
 
 migration: setup ## write the next migration from tables.py: make migration name="add a column"
 	@test -n '$(name)' || { echo 'make migration name="what it does"'; exit 2; }

@@ -27,15 +27,17 @@ class Policy:
     in_flight: int | None = None  #: uploads at a time, across all workers; the large lane leaves one of them to the others
     rate: float | None = None  #: requests a second, across all workers
     burst: float | None = None  #: requests that may go at once after a quiet time; default half a second's worth, at least one
-    connect_timeout: float = 10.0
+    connect_timeout: float = 10.0  #: until a connection stands; none in that time is a failure of the destination
     send_base: float = 120.0  #: a send may take this long ...
     slowest_rate: int = 64 * 1024  #: ... plus its bytes at this many bytes a second
     backoff_first: float = 1.0  #: doubles with each failure ...
     backoff_cap: float = 3600.0  #: ... up to this, with full jitter
     backoff_schedule: Sequence[float] | None = None  #: or exactly these waits, one after each failure; the last one repeats
-    max_failures: int = 20
-    max_unknown: int = 5
-    on_unknown: Literal["resend", "dead"] = "resend"
+    max_failures: int = 20  #: with so many failures, while its destination took others, a message is dead (exhausted)
+    max_unknown: int = 5  #: with so many tries of unknown outcome a message is dead (outcome_unknown)
+    on_unknown: Literal["resend", "dead"] = (
+        "resend"  #: after a try of unknown outcome: a copy rather than none, or none rather than two
+    )
     max_age: float | None = None  #: a message that is older than this is dead (expired)
     ordered: bool = True  #: False: an ordering key only gives its messages a fair turn, their order is dropped
     on_dead: Literal["block", "skip"] = "block"  #: what a dead message does to its stream

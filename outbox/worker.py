@@ -46,8 +46,9 @@ class Worker:
     """Delivers what an outbox holds, in as many threads as its destinations have senders, until it is stopped.
 
     `destinations` limits it to some by name. `gone_after` is after how many seconds without a beat another worker is taken for
-    gone, `stop_grace` how many seconds an upload in hand is given at a stop before it is cut. `watcher` is told what happens.
-    `stuck_after` is how many seconds one step of the pulse may take, or a loop be late, before `ailments` speaks of it.
+    gone, `stop_grace` how many seconds an upload in hand is given at a stop before it is cut. `poll` is how many seconds a loop
+    with nothing to do waits before it looks again, where no nudge comes. `watcher` is told what happens. `stuck_after` is how
+    many seconds one step of the pulse may take, or a loop be late, before `ailments` speaks of it.
     """
 
     def __init__(

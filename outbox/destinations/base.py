@@ -55,12 +55,12 @@ class Destination(ABC):
     #: The headers that `sign` gives: `outbox show --curl` names them, and hides what they say.
     signature_headers: ClassVar[Sequence[str]] = ()
 
-    name: str
-    url: str
-    policy: Policy = field(default_factory=Policy)
+    name: str  #: what producers and people call it: 1 to 100 of a-z 0-9 _ . -, beginning with a letter or digit
+    url: str  #: where uploads go, https:// and without a user name or query
+    policy: Policy = field(default_factory=Policy)  #: how it is treated: limits, waits and patience
     allow_plain_http: bool = False  #: http:// is refused without it: tokens and data would travel in the clear
-    public_only: bool = False
-    allowed_networks: Sequence[str] = ()
+    public_only: bool = False  #: connect to no address of this machine or its neighbours: for when others choose the URL
+    allowed_networks: Sequence[str] = ()  #: but to these all the same, such as 10.20.0.0/16
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -105,7 +105,7 @@ class EnosEvents(Destination):
     #: A subclass puts its own rules in front: `verdicts = (Rule(Meaning.RETRY, "...", code=11404), *EnosEvents.verdicts)`.
     verdicts: ClassVar[Verdicts] = VERDICTS
 
-    org_id: str
+    org_id: str  #: the organisation's id, as the console shows it
     token: Token | None = None  #: None sends no token: for a receiver that wants none
     realtime: bool = True  #: False marks data that is integrated late
     max_message_bytes: int = 512_000  #: of the text part; documented as "512 KB", and 524,288 is refused
