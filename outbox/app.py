@@ -92,6 +92,9 @@ class Outbox(Operations, Producing, Explaining, Views):
         self._files = Spooling(self.database, self.spool_store, self.room, self.marks, self.ambient)
         self.care = Care(self.database, self.spool_store, self.ambient, self.destinations, self.retention, self.room)
 
+    def __reduce__(self) -> str:
+        raise TypeError("an Outbox is not pickled; make it in a module that every process imports, or in each process anew")
+
     def __repr__(self) -> str:
         return f"Outbox({self.database!r}, destinations={sorted(self.destinations)})"
 

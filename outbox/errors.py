@@ -36,7 +36,15 @@ class Fault(NamedTuple):
 
 
 class OutboxError(Exception):
-    """The root of everything outbox raises on purpose."""
+    """The root of everything outbox raises on purpose. It travels between processes as what it is."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Python's own way would make it anew of its words, which is not what most of them are made of.
+        return _as_it_was, (type(self), self.args), self.__dict__
+
+
+def _as_it_was(kind: type[OutboxError], args: tuple[object, ...]) -> OutboxError:
+    return kind.__new__(kind, *args)
 
 
 class ConfigurationError(OutboxError):

@@ -52,7 +52,8 @@ class Reserve:
         unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
             unfinished.unlink(missing_ok=True)  # a crash left it, or somebody put a link there for us to write through
-            descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(unfinished, flags, 0o600)
             try:
                 _allocate(descriptor, self.size)
                 os.fsync(descriptor)

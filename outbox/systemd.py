@@ -20,7 +20,7 @@ class Notifier:
 
     def __init__(self, alive: Callable[[], bool] = lambda: True) -> None:
         self._alive = alive
-        self._address = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = os.environ.get("NOTIFY_SOCKET", "") if hasattr(socket, "AF_UNIX") else ""
         self._every = _watchdog_interval()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._feed, name="outbox-watchdog", daemon=True)

@@ -38,6 +38,8 @@ _ROOM_EVERY = (5.0, 30.0)
 _OLD_TRANSACTIONS_EVERY = (30.0, 60.0)
 #: Seconds between two looks whether a signal came; and, if it shall end then, whether nothing is left.
 _LOOK_FOR_SIGNALS, _LOOK_FOR_THE_END = 0.5, 0.2
+#: What asks for the end. Nobody can send SIGTERM on Windows: there it is Ctrl-C, or the Ctrl-Break of a service manager.
+_STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name))
 #: Seconds that one step of the pulse may take, or a loop be late: more than the longest wait for a locked SQLite database.
 STUCK_AFTER = 180.0
 
@@ -365,7 +367,7 @@ class Worker:
 
 
 class _Signals:
-    """Notes SIGTERM and SIGINT while it is entered; elsewhere than in the main thread it hears nothing.
+    """Notes what asks for the end while it is entered; elsewhere than in the main thread it hears nothing.
 
     The handler only sets a mark: an Event's lock might be held by the very thread that the signal interrupts.
     """
@@ -381,7 +383,7 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _STOPPING:
                 self._before[number] = signal.signal(number, self._note)
         return self
 

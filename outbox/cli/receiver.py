@@ -16,6 +16,9 @@ from outbox.cli.options import Number, Whole, command
 from outbox.counting import counted
 from outbox.testing.receiver import SPELLING, Behaviour, Received, Receiver, parse_behaviour
 
+#: Seconds that are waited in one go: a wait without an end hears no Ctrl-C on Windows.
+_WAIT = 0.5
+
 SECRET_VARIABLE = "OUTBOX_RECEIVER_APP_SECRET"  # noqa: S105 (the name of a variable)
 
 
@@ -107,7 +110,9 @@ def receiver(
         address = {"url": service.url, "token_url": service.token_url, "port": service.port}
         # Whoever started us reads this line to know that the port is open.
         click.echo(json.dumps(address) if as_json else f"receiver and token service at {service.url}")
-        threading.Event().wait()
+        ended = threading.Event()
+        while not ended.wait(_WAIT):
+            pass
 
 
 def _end(_signal: int, _frame: object) -> NoReturn:

@@ -195,8 +195,9 @@ class DirectorySpool:
 
     def delete(self, name: str) -> None:
         try:
-            self._path(name).unlink(missing_ok=True)
-            (self._swept / name).unlink(missing_ok=True)
+            for path in (self._path(name), self._swept / name):
+                with _unless_in_use():
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise SpoolError(f"cannot delete spooled file {name}: {error.strerror}") from error
 
@@ -216,7 +217,8 @@ class DirectorySpool:
                 return  # whoever was killed in the midst of it has left both names: both are deleted when its time is over
             # The time of parking, not of the last use, is what the parked file's keeping counts from.
             os.utime(path)
-            _move(path, parked)
+            with _unless_in_use():
+                _move(path, parked)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -230,7 +232,8 @@ class DirectorySpool:
         if self._unfinished.is_dir():
             for entry in _entries(self._unfinished):
                 if entry.modified_at <= before:
-                    (self._unfinished / entry.name).unlink(missing_ok=True)
+                    with _unless_in_use():
+                        (self._unfinished / entry.name).unlink(missing_ok=True)
 
     def left(self) -> int | None:
         return disk_left(self.root)
@@ -348,7 +351,8 @@ def _move(source: Path, target: Path) -> None:
     except OSError:  # a file system without links
         source.rename(target)
     _sync_folder(target.parent)
-    source.unlink(missing_ok=True)
+    with _unless_in_use():  # it has both names then, as after a kill
+        source.unlink(missing_ok=True)
 
 
 def _entries(folder: Path) -> Iterator[SpoolEntry]:
@@ -361,8 +365,23 @@ def _entries(folder: Path) -> Iterator[SpoolEntry]:
                     yield SpoolEntry(checked_name(entry.name), datetime.fromtimestamp(modified, UTC))
 
 
+#: Windows' word for a file that somebody has open (ERROR_SHARING_VIOLATION).
+_IN_USE = 32
+
+
+@contextlib.contextmanager
+def _unless_in_use() -> Iterator[None]:
+    """Windows takes no name from a file that somebody has open: it stays, and the next sweep finds it."""
+    try:
+        yield
+    except PermissionError as error:
+        if getattr(error, "winerror", None) != _IN_USE:
+            raise
+
+
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows has no fsync of a directory; NTFS journals the rename
+    """Names in a folder survive a power cut. Windows has no such thing, and NTFS keeps a journal of them."""
+    if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -72,7 +71,7 @@ def _run(folder: Path, receiver: Receiver) -> int:
     with _worker(folder, receiver, "worker 1") as first:
         receiver.wait_for(lambda seen: seen.held > 0, timeout=30)
         say("demo", f"worker 1 is in the middle of an upload: kill -9 {first.pid}")
-        first.send_signal(signal.SIGKILL)
+        first.kill()
         first.wait()
     receiver.release()
     with _worker(folder, receiver, "worker 2") as second:

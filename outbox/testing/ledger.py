@@ -114,7 +114,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         # One write per line on a file opened for appending: a killed process leaves at most a torn last line.
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self._file = os.open(path, flags, 0o600)
 
     def write(self, received: Received) -> None:
         """Append the request; it is in the operating system's hands when this returns."""
