@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree as ET
 
 import pytest
+from click.testing import CliRunner
+
+from outbox.cli import group
+from outbox.policy import STOP_GRACE
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,3 +62,28 @@ def test_no_folder_is_opened_and_no_platform_is_asked_for_anywhere_else() -> Non
         "outbox/spool/directory.py",
         "outbox/testing/server.py",
     }
+
+
+PAGE = (ROOT / "docs" / "windows.md").read_text("utf-8")
+
+
+def test_every_command_of_the_page_is_one() -> None:
+    spoken = re.findall(r'outbox\.exe (.+?)"?$', PAGE, re.MULTILINE)
+    (in_xml,) = ET.fromstring(re.findall(r"^```xml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]).iter("arguments")
+    commands = [*spoken, in_xml.text or "", *re.findall(r"`outbox (worker stop .+?)`", PAGE)]
+
+    assert 6 == len(commands)
+    for each in commands:
+        done = CliRunner().invoke(group, [*shlex.split(each, posix=False), "--help"])
+        assert 0 == done.exit_code, (each, done.output)
+
+
+def test_a_service_manager_is_told_to_wait_for_longer_than_a_worker_takes() -> None:
+    seconds = [int(re.findall(pattern, PAGE)[0]) for pattern in (r"AppStopMethodConsole (\d+)000", r"<stoptimeout>(\d+) sec")]
+
+    assert f"({STOP_GRACE:.0f} s)" in PAGE
+    assert all(each > STOP_GRACE for each in seconds)
+
+
+def test_every_file_that_the_page_points_to_is_there() -> None:
+    assert [] == [each for each in re.findall(r"\]\((?!http)(.+?)\)", PAGE) if not (ROOT / "docs" / each).exists()]
