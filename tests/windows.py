@@ -218,12 +218,15 @@ def stop(folder: Path) -> dict[str, Any]:
     become()
     import threading
 
-    from outbox import EnosEvents, Outbox, Worker, migrate
+    from outbox import EnosEvents, Outbox, migrate
+    from outbox.service import Service
 
     enos = EnosEvents(name="enos", url="https://a.example", org_id="o")
     outbox = Outbox(f"sqlite:///{folder / 'outbox.db'}", spool=folder / "spool", destinations=[enos])
     migrate.upgrade(outbox.database)
-    worker = Worker(outbox)
+    os.environ["NOTIFY_SOCKET"] = str(folder / "socket")  # whoever set it: there is nobody to speak to
+    service = Service(outbox)
+    worker = service.worker
 
     class Started(threading.Thread):
         def run(self) -> None:
@@ -232,7 +235,7 @@ def stop(folder: Path) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGBREAK)  # type: ignore[attr-defined]
 
     Started(daemon=True).start()
-    worker.run()
+    service.run()
     return {"ended": True}
 
 

@@ -26,6 +26,7 @@ def on_windows(what: str, folder: Path) -> dict[str, Any]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
     done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120)
     assert 0 == done.returncode, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen
 
