@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         UnknownDestination,
     )
     from outbox.explaining import Cause
+    from outbox.hooks import News
     from outbox.model import Enqueued, Entry, File, Lane, Reason, Selection, SpooledFile, State
     from outbox.policy import Policy, Retention
     from outbox.secret import Secret, env, secret_file
@@ -74,6 +75,7 @@ __all__ = [
     "KeyConflict",
     "Lane",
     "MeasurePoint",
+    "News",
     "NoAnswer",
     "NoSuchMessage",
     "NotDurable",
@@ -142,6 +144,7 @@ _HOMES = {
         "UnknownDestination",
     ],
     "outbox.explaining": ["Cause"],
+    "outbox.hooks": ["News"],
     "outbox.model": ["Enqueued", "Entry", "File", "Lane", "Reason", "Selection", "SpooledFile", "State"],
     "outbox.policy": ["Policy", "Retention"],
     "outbox.secret": ["Secret", "env", "secret_file"],

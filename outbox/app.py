@@ -18,6 +18,7 @@ from outbox.care import Care
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, OutOfRoom
+from outbox.hooks import Hookable, Hooks
 from outbox.marks import Marking
 from outbox.operations import Operations
 from outbox.policy import HANDFUL, RESERVE, SWEEP_GRACE, Retention
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("outbox.app")
 
 
-class Outbox(Operations, Producing, Explaining, Views):
+class Outbox(Operations, Producing, Explaining, Views, Hookable):
     """A database, a spool and the destinations; what a program enqueues through and a worker works on.
 
     `database` is a URL, or an engine on the database that the program uses itself. `spool` is a directory or a Spool, this
@@ -86,6 +87,7 @@ class Outbox(Operations, Producing, Explaining, Views):
             raise ConfigurationError(f"expected reserve to be a number of bytes of at least 0, got {reserve}")
         self.quota = quota
         self.nudge = nudge
+        self.hooks = Hooks()
         self.retention = retention or Retention()
         self.room = Room(self.database, self.spool_store, quota, reserve)
         self.marks = Marking(self.database, self.spool_store, self.ambient)

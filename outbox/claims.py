@@ -23,7 +23,7 @@ from outbox.policy import HANDFUL, Policy
 from outbox.store import ahead, breaker, claiming, deliveries, streams
 from outbox.store.ahead import Ahead, Next
 from outbox.store.breaker import Standing
-from outbox.store.claiming import THE_BEGINNING, Outlook, Waiting
+from outbox.store.claiming import THE_BEGINNING, Expired, Outlook, Waiting
 from outbox.store.deliveries import Ended, Start
 from outbox.timekeeping import SKEW, Timekeeper, When, plausible
 
@@ -168,6 +168,7 @@ class Claims:
         self._waits: dict[str, float] = {}
         self._lead = itertools.count()
         self._marks = _Marks(database)
+        self._expired = threading.local()
 
     def anything_due(self, name: str, lanes: Sequence[Lane]) -> bool:
         """Whether a claim could find something; reads only."""
@@ -283,6 +284,7 @@ class Claims:
         ended: Sequence[Ended] = (),
     ) -> list[Batch | None]:
         policy = self._destinations[name].policy
+        self._expired.here = ()  # those of a claim that was rolled back did not expire
         when = self.when(name)
         worker, seen = view.worker, view.outlook.standing
         bucket = None
@@ -380,11 +382,20 @@ class Claims:
                 return 0
         with self._database.begin() as connection:
             over = claiming.expired(connection, self._destinations, when, HANDFUL)
-            of_streams = claiming.expire(connection, [each.id for each in over], when.now)
+            expired = claiming.expire(connection, [each.id for each in over], when.now)
+            of_streams = {each.stream_id for each in expired if each.stream_id is not None}
             for name, destination in self._destinations.items():
                 mine = streams.of(connection, of_streams, name)
                 streams.release(connection, mine, when, skip=destination.policy.on_dead == "skip")
+        self._expired.here = expired
         return len(over)
+
+    def expired(self) -> Sequence[Expired]:
+        """The messages that this thread's last claim, or look for those whose time is over, gave up; once each."""
+        found: Sequence[Expired] = getattr(self._expired, "here", ())
+        if found:
+            self._expired.here = ()
+        return found
 
     def wait_for_rate(self, name: str) -> float | None:
         """Seconds until the destination's rate allows one more request, if that was what the last look ran into."""
@@ -446,7 +457,9 @@ class Claims:
         over = [each for each in waiting if each.expires_at is not None and _is_over(each, when)]
         if not over:
             return waiting
-        of_streams = claiming.expire(connection, [each.id for each in over], when.now)
+        expired = claiming.expire(connection, [each.id for each in over], when.now)
+        self._expired.here = [*getattr(self._expired, "here", ()), *expired]
+        of_streams = [each.stream_id for each in expired if each.stream_id is not None]
         streams.release(connection, of_streams, when, skip=policy.on_dead == "skip")
         return [each for each in waiting if each not in over]
 

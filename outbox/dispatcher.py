@@ -22,6 +22,7 @@ from outbox.claims import Claims, Horizon, View, WorkerGone
 from outbox.database import Database
 from outbox.destinations.base import Destination
 from outbox.errors import OutboxError
+from outbox.hooks import Middleware
 from outbox.model import Batch, Lane, State
 from outbox.patience import Stop
 from outbox.policy import FREE_AFTER, Policy
@@ -88,6 +89,7 @@ class Dispatcher:
     """Takes turns for a worker; any number of threads may, at the same time.
 
     `identity` gives the worker's present one. `stopping` says that no send may begin any more. `watcher` is told what happens.
+    `middleware` gives back each request as it shall be sent.
     """
 
     def __init__(
@@ -100,11 +102,12 @@ class Dispatcher:
         identity: Callable[[], str],
         stopping: Callable[[], bool] = lambda: False,
         watcher: Watcher | None = None,
+        middleware: Middleware | None = None,
     ) -> None:
         self._database = database
         self._destinations = destinations
         self._ambient = ambient
-        self._sender = Sender(spool, ambient, transport)
+        self._sender = Sender(spool, ambient, transport, middleware)
         self._claims = Claims(database, destinations, ambient, identity)
         self._identity = identity
         self._stopping = stopping
@@ -207,7 +210,9 @@ class Dispatcher:
 
     def expire(self) -> int:
         """Give up messages whose time is over; returns how many."""
-        return self._claims.expire()
+        expired = self._claims.expire()
+        self._tell_expired()
+        return expired
 
     def free_streams(self) -> int:
         """Free streams and shares that a record could not, because a producer was writing to them; returns how many, nearly."""
@@ -259,7 +264,12 @@ class Dispatcher:
         with self._claim_under_way() as hold, self._database.begin() as connection:
             batches = self._claims.claim_for(connection, name, asks)
             hold.extend(each.delivery for each in batches if each is not None)
+        self._tell_expired()
         return batches
+
+    def _tell_expired(self) -> None:
+        if expired := self._claims.expired():
+            self._watcher.expired(expired)
 
     @contextmanager
     def _claim_under_way(self) -> Iterator[list[int]]:
@@ -396,6 +406,7 @@ class Dispatcher:
             hold.extend(each.delivery for each in batches if each is not None)
             if not any(batches):
                 deliveries.end(connection, name, worker, ended, when.now)
+        self._tell_expired()
         if claimed is not None:
             claimed += batches
         with self._lock:

@@ -30,9 +30,10 @@ class Arrival:
 
 @dataclass(slots=True)
 class Entered:
-    """What became of a message, and the copies of files that it does not need: it was there already."""
+    """What became of a message, its key, and the copies of files that it does not need: it was there already."""
 
     enqueued: Enqueued
+    key: str
     unneeded: Sequence[SpooledFile] = ()
 
 
@@ -143,13 +144,13 @@ def _add(connection: Connection, new: Sequence[NewMessage], *, nudge: bool, chos
 def _found(connection: Connection, arrival: Arrival, row: NewMessage, ids: dict[str, int]) -> Entered:
     """The message that was made, or the one that its key names. Raises KeyConflict when that is another."""
     if (message_id := ids.pop(row.key, None)) is not None:  # the first of a key that is in it twice
-        return Entered(Enqueued(message_id, True, State.PENDING))
+        return Entered(Enqueued(message_id, True, State.PENDING), row.key)
     known = arriving.named(connection, row.destination, row.key)
     if known is None:
         raise OutboxError(f"key {row.key!r} was that of a message that has been purged just now; try again")
     if known.digest != row.digest:
         raise KeyConflict(row.destination, row.key, known.id)
-    return Entered(Enqueued(known.id, False, known.state), arrival.fresh)
+    return Entered(Enqueued(known.id, False, known.state), row.key, arrival.fresh)
 
 
 def _wake(connection: Connection, placed: Sequence[NewMessage]) -> None:

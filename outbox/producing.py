@@ -20,6 +20,7 @@ from outbox.callers import connection_of, require_async, require_sync
 from outbox.database import Database, in_our_words, insert_may_nudge, missing_tables, not_power_safe, nudge_at_commit
 from outbox.destinations.base import Destination
 from outbox.errors import NO_SCHEMA, DurabilityWarning, NotDurable, OutOfRoom, Refused, SchemaError
+from outbox.hooks import Hooks
 from outbox.model import Enqueued, Entry, FileSource, Lane, SpooledFile
 from outbox.policy import HANDFUL, SWEEP_GRACE
 from outbox.reserve import Room, spoiled
@@ -48,6 +49,7 @@ class Producing:
 
     database: Database
     ambient: Ambient
+    hooks: Hooks
     nudge: bool
     room: Room
     _durability: Literal["warn", "strict", "ignore"]
@@ -136,7 +138,7 @@ class Producing:
                 done.update(zip(numbers, self._enqueue(checked, target, entries, numbers), strict=True))
         except BaseException:
             if added := [each.id for each in done.values() if each.new]:
-                entering.withdraw(connection_of(checked), added, self.ambient.now())
+                self._withdraw(checked, added)
             raise
         return [done[number] for number in range(len(done))]
 
@@ -151,8 +153,7 @@ class Producing:
                 done.update(zip(numbers, await self._aenqueue(checked, target, entries, numbers), strict=True))
         except BaseException:
             if added := [each.id for each in done.values() if each.new]:
-                now = self.ambient.now()
-                await checked.run_sync(lambda given: entering.withdraw(connection_of(given), added, now))
+                await checked.run_sync(self._withdraw, added)
             raise
         return [done[number] for number in range(len(done))]
 
@@ -246,7 +247,15 @@ class Producing:
             self._files.drop_fresh(arrivals)
             raise
         self._files.drop([file for each in entered for file in each.unneeded])
+        if self.hooks.enqueued:
+            self.hooks.note(connection, name, entered)
         return [each.enqueued for each in entered]
+
+    def _withdraw(self, session: Caller, ids: Sequence[int]) -> None:
+        """Take back what was added, since the rest of it cannot be."""
+        connection = connection_of(session)
+        entering.withdraw(connection, ids, self.ambient.now())
+        self.hooks.withdraw(connection, ids)
 
     def _mind_durability(self, connection: Connection) -> None:
         fault = not_power_safe(connection, arriving.TAKE_WRITE_LOCK)

@@ -12,6 +12,7 @@ from outbox.destinations.base import Destination
 from outbox.destinations.token import CredentialsRefused
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, OutboxError, SpoolError, TransportError
 from outbox.exchange import Answer, Transport, Upload, require_headers
+from outbox.hooks import Middleware
 from outbox.model import Batch, Reason
 from outbox.policy import send_deadline
 from outbox.spool.base import Spool
@@ -23,7 +24,8 @@ log = logging.getLogger("outbox.sending")
 class Sender:
     """Sends batches, one request each; any number of threads may, at the same time."""
 
-    def __init__(self, spool: Spool, ambient: Ambient, transport: Transport) -> None:
+    def __init__(self, spool: Spool, ambient: Ambient, transport: Transport, middleware: Middleware | None = None) -> None:
+        self._middleware = middleware
         self._spool = spool
         self._ambient = ambient
         self._transport = transport
@@ -76,6 +78,9 @@ class Sender:
             transport = self._transport if destination.reach is None else self._transport.within(destination.reach)
             self._look_at_files(batch)
             authorised = self._authorised(destination, upload, transport, renew=renew)
+            if self._middleware is not None:
+                authorised = self._middleware(authorised, batch)
+                require_headers(authorised.headers)
             if reason := held_back():
                 return NotSent(Facts(text=reason), charged=False)
         except Exception as error:  # noqa: BLE001 (each ends as a verdict, and a bug is logged there)

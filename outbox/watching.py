@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from outbox.model import Batch
+from outbox.store.claiming import Expired
 from outbox.verdict import Result, Settlement, Verdict
 
 log = logging.getLogger("outbox.watching")
@@ -40,6 +41,9 @@ class Watcher:
     def recorded(self, recorded: Recorded) -> None:
         """An outcome is committed: of a delivery of ours, or of one that a worker left behind."""
 
+    def expired(self, messages: Sequence[Expired]) -> None:
+        """These were given up because their time was over, and that is committed."""
+
     def loop_failed(self, name: str) -> None:
         """A round of a loop, or a step of the pulse, has failed; it goes on."""
 
@@ -66,6 +70,9 @@ class Watchers(Watcher):
 
     def recorded(self, recorded: Recorded) -> None:
         self._tell(lambda each: each.recorded(recorded))
+
+    def expired(self, messages: Sequence[Expired]) -> None:
+        self._tell(lambda each: each.expired(messages))
 
     def loop_failed(self, name: str) -> None:
         self._tell(lambda each: each.loop_failed(name))

@@ -100,7 +100,8 @@ class Worker:
             self._transport,
             lambda: self._presence.id,
             self._stop.is_set,
-            Watchers([self._lookout, self._watcher]),
+            Watchers([self._lookout, self._watcher, outbox.hooks.watcher]),
+            outbox.hooks.finished,
         )
         self._dispatcher.free_after = outbox.retention.free_after
         self._room_loop = self._lookout.seldom(_ROOM_EVERY, outbox.care.keep_room, "room")

@@ -248,12 +248,23 @@ def expired(connection: Connection, names: Collection[str], when: When, limit: i
     return [Waiting(*row) for row in connection.execute(statement.with_for_update(skip_locked=True))]
 
 
-def expire(connection: Connection, ids: Collection[int], now: datetime) -> set[int]:
-    """Give up messages whose time is over, locked here; returns the streams they were in."""
+class Expired(NamedTuple):
+    """A message that was given up because its time was over."""
+
+    id: int
+    key: str
+    destination: str
+    attempt: int
+    stream_id: int | None
+
+
+def expire(connection: Connection, ids: Collection[int], now: datetime) -> list[Expired]:
+    """Give up messages whose time is over, locked here; returns those that still waited."""
     words = "its expires_at passed before it could be delivered"
     died = {"state": State.DEAD, "reason": Reason.EXPIRED, "reason_text": words, "finished_at": now}
-    statement = update(message).where(message.c.id.in_(ids), pending).values(died).returning(message.c.stream_id)
-    return {stream_id for stream_id in connection.execute(statement).scalars() if stream_id is not None}
+    statement = update(message).where(message.c.id.in_(ids), pending).values(died)
+    told = statement.returning(*(message.c[name] for name in Expired._fields))
+    return [Expired(*row) for row in connection.execute(told)]
 
 
 def mark_claimed(

@@ -500,7 +500,10 @@ def test_an_expired_message_is_dead_and_says_why(database: Database) -> None:
     with database.begin() as connection:
         loose, first, other = put(connection), put(connection, ordering_key="pump"), put(connection, ordering_key="pump")
 
-        assert {row_of(connection, first).stream_id} == claiming.expire(connection, [loose, first], NOW)
+        gone = claiming.expire(connection, [loose, first], NOW)
+
+        assert {loose: None, first: row_of(connection, first).stream_id} == {each.id: each.stream_id for each in gone}
+        assert [("enos", 0)] * 2 == [(each.destination, each.attempt) for each in gone]
 
         for message_id in (loose, first):
             row = row_of(connection, message_id)

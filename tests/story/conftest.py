@@ -160,6 +160,8 @@ class Hand:
             self.transport,
             lambda: self.presence.id,
             lambda: self.stopping,
+            outbox.hooks.watcher,
+            outbox.hooks.finished,
         )
         with outbox.database.begin() as connection:
             breaker.declare(connection, outbox.destinations)
