@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from outbox.hooks import News
     from outbox.model import Enqueued, Entry, File, Lane, Reason, Selection, SpooledFile, State
     from outbox.policy import Policy, Retention
+    from outbox.route import Route
     from outbox.secret import Secret, env, secret_file
     from outbox.settings import from_settings
     from outbox.spool import DirectorySpool, Spool
@@ -87,6 +88,7 @@ __all__ = [
     "Reason",
     "Refused",
     "Retention",
+    "Route",
     "SchemaError",
     "Secret",
     "Selection",
@@ -147,6 +149,7 @@ _HOMES = {
     "outbox.hooks": ["News"],
     "outbox.model": ["Enqueued", "Entry", "File", "Lane", "Reason", "Selection", "SpooledFile", "State"],
     "outbox.policy": ["Policy", "Retention"],
+    "outbox.route": ["Route"],
     "outbox.secret": ["Secret", "env", "secret_file"],
     "outbox.settings": ["from_settings"],
     "outbox.spool": ["DirectorySpool", "Spool"],

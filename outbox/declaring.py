@@ -23,6 +23,7 @@ from outbox.destinations import (
 )
 from outbox.errors import ConfigurationError
 from outbox.policy import Policy
+from outbox.route import Route
 from outbox.secret import Secret, env, literal, secret_file
 
 #: Takes numbers that are written as text, as the environment gives them.
@@ -70,6 +71,26 @@ class StaticTokenSettings(Strict):
     scheme: str = "Bearer"
 
 
+def _proxy(value: str) -> str:
+    if value.startswith(("env:", "file:")):
+        return _place_of_secret(value)
+    if "@" in value:
+        raise ValueError(
+            "expected a proxy's address without a password in it; with one, say where it is: env:NAME or file:PATH"
+        )
+    return value
+
+
+class RouteSettings(Strict):
+    """How a destination is reached: see Route."""
+
+    proxy: Annotated[str, AfterValidator(_proxy)] | None = None
+    proxy_decides: bool = False
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+
+
 class _Common(Strict):
     """What may be said of every destination; `policy` holds what differs from the defaults."""
 
@@ -78,6 +99,7 @@ class _Common(Strict):
     allow_plain_http: bool = False
     public_only: bool = False
     allowed_networks: list[str] = []
+    route: RouteSettings | None = None
     policy: dict[str, Any] = {}
 
 
@@ -166,6 +188,7 @@ def destination(name: str, settings: DestinationSettings, folder: Path, model: t
         "allow_plain_http": settings.allow_plain_http,
         "public_only": settings.public_only,
         "allowed_networks": tuple(settings.allowed_networks),
+        "route": _route(settings.route, folder, place),
         "policy": _policy(settings, place, model),
     }
     match settings:
@@ -225,6 +248,15 @@ def _token(settings: EnosSettings, folder: Path, place: Sequence[str]) -> Token 
     key, app_secret = (secret(each, folder) for each in (settings.token.app_key, settings.token.app_secret))
     with naming([*place, "token", "url"], "token"):
         return Token(settings.token.url, key, app_secret, allow_plain_http=settings.allow_plain_http)
+
+
+def _route(settings: RouteSettings | None, folder: Path, place: Sequence[str]) -> Route | None:
+    if settings is None:
+        return None
+    files = {each: str(folder / path) for each in ("ca_file", "client_cert", "client_key") if (path := getattr(settings, each))}
+    proxy = None if settings.proxy is None else secret(settings.proxy, folder)
+    with naming([*place, "route"]):
+        return Route(proxy=proxy, proxy_decides=settings.proxy_decides, **files)
 
 
 def secret(value: str, folder: Path) -> Secret:

@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol
 from outbox.addresses import Reach
 from outbox.errors import ConfigurationError
 from outbox.multipart import Part
+from outbox.route import Route
 
 #: Bytes of an answer that are read, after decompression; the rest is not worth a wait.
 ANSWER_LIMIT = 64 * 1024
@@ -72,6 +73,9 @@ class Transport(Protocol):
 
     def within(self, reach: Reach) -> Transport:
         """The same, for requests that may go to these addresses alone: any other ends as NotSent before a byte goes out."""
+
+    def through(self, route: Route) -> Transport:
+        """The same, for requests that go by this route. Raises ConfigurationError when it cannot be had."""
 
 
 def require_headers(headers: Mapping[str, str]) -> None:

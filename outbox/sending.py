@@ -75,7 +75,7 @@ class Sender:
         renew: bool = False,
     ) -> Verdict:
         try:
-            transport = self._transport if destination.reach is None else self._transport.within(destination.reach)
+            transport = destination.way(self._transport)
             self._look_at_files(batch)
             authorised = self._authorised(destination, upload, transport, renew=renew)
             if self._middleware is not None:

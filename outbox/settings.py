@@ -289,6 +289,12 @@ url = "https://gateway.example" # the API gateway: another host than the one abo
 app_key = "env:ENOS_APP_KEY"
 app_secret = "env:ENOS_APP_SECRET" # or file:/run/secrets/enos; never the secret itself
 
+# [destinations.enos.route] # if it is not reached just so
+# proxy = "http://proxy.example:3128" # or env:NAME, file:PATH: with a password in it
+# ca_file = "authorities.pem" # whom to trust, instead of the usual ones
+# client_cert = "client.pem" # what to show to a server that asks for it
+# client_key = "client-key.pem"
+
 [destinations.enos.policy] # what differs from the defaults; times in seconds, sizes in bytes
 # batch_messages = 100
 # batch_bytes = 1048576

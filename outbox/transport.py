@@ -6,6 +6,7 @@ import contextlib
 import copy
 import http.client
 import io
+import os
 import secrets
 import socket
 import ssl
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from ipaddress import ip_address
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import requests
@@ -31,6 +32,7 @@ from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer
 from outbox.exchange import ANSWER_LIMIT, Answer, Transport, Upload
 from outbox.fuses import Fuse, Guard, one_more_thread
 from outbox.multipart import BLOCK, LARGE_BLOCK, FieldPart, Form
+from outbox.route import Route
 from outbox.secret import remember_password
 
 __all__ = ["ANSWER_LIMIT", "Answer", "RequestsTransport", "Transport", "Upload"]
@@ -47,22 +49,26 @@ class RequestsTransport:
     """The real one. Its sessions take nothing from the environment: proxies and certificates are given here or not at all.
 
     `proxies` has an address for each scheme, as requests takes it: `{"https": "http://user:password@proxy.example:3128"}`.
-    Raises ConfigurationError for one that is no address, without repeating it.
+    Raises ConfigurationError for one that is no address, without repeating it. `ca_file` has the authorities to trust;
+    `client_cert` is the file of the certificate to show, or that and the file of its key: PEM, all of them. What a Route says
+    goes before.
 
     Behind a proxy nobody here sees which address a request ends at. One that may only go to some (`public_only` of its
     destination) is therefore refused there, unless `proxy_decides`: that is to say that the proxy refuses all others.
     """
 
     def __init__(
-        self, *, proxies: Mapping[str, str] | None = None, ca_file: str | None = None, proxy_decides: bool = False
+        self,
+        *,
+        proxies: Mapping[str, str] | None = None,
+        ca_file: str | None = None,
+        client_cert: tuple[str, str] | str | None = None,
+        proxy_decides: bool = False,
     ) -> None:
-        self._proxies = dict(proxies or {})
-        for scheme, address in self._proxies.items():
+        for scheme, address in (proxies or {}).items():
             _require_address(scheme, address)
             remember_password(address)
-        self._ca_file = ca_file
-        self._proxy_decides = proxy_decides
-        self._reach: Reach | None = None
+        self._way = _Way(tuple((proxies or {}).items()), ca_file, client_cert, proxy_decides)
         self._local = threading.local()
         self._guard = Guard()
 
@@ -91,9 +97,27 @@ class RequestsTransport:
         self._guard.cut()
 
     def within(self, reach: Reach) -> Self:
-        narrow = copy.copy(self)  # the sessions, the requests in hand and the cut are the same ones
-        narrow._reach = reach  # noqa: SLF001 (it is one of us)
-        return narrow
+        return self._by(self._way._replace(reach=reach))
+
+    def through(self, route: Route) -> Self:
+        proxies = self._way.proxies
+        if (proxy := route.proxy_address) is not None:
+            _require_address("a route", proxy)
+            remember_password(proxy)
+            proxies = (("http", proxy), ("https", proxy))
+        return self._by(
+            self._way._replace(
+                proxies=proxies,
+                ca_file=os.fspath(route.ca_file) if route.ca_file is not None else self._way.ca_file,
+                certificate=route.certificate or self._way.certificate,
+                proxy_decides=route.proxy_decides or self._way.proxy_decides,
+            )
+        )
+
+    def _by(self, way: _Way) -> Self:
+        other = copy.copy(self)  # the sessions, the requests in hand and the cut are the same ones
+        other._way = way  # noqa: SLF001 (it is one of us)
+        return other
 
     def close(self) -> None:
         """Close what this thread keeps open for its next request."""
@@ -148,31 +172,41 @@ class RequestsTransport:
 
     @contextlib.contextmanager
     def _fuse(self, deadline: float) -> Iterator[Fuse]:
-        fuse = Fuse(deadline, self._reach, proxy_decides=self._proxy_decides)
+        fuse = Fuse(deadline, self._way.reach, proxy_decides=self._way.proxy_decides)
         self._guard.light(fuse)
         try:
             yield fuse
         finally:
             self._guard.put_out(fuse)
 
-    def _all_roads(self) -> dict[Reach | None, _Roads]:
-        """This thread's, by where their connections may go: one that was made for others is none for who may not go there."""
+    def _all_roads(self) -> dict[_Way, _Roads]:
+        """This thread's, by the way they go: a connection that was made for others is none for who may not go there."""
         if not hasattr(self._local, "roads"):
             self._local.roads = {}
-        roads: dict[Reach | None, _Roads] = self._local.roads
+        roads: dict[_Way, _Roads] = self._local.roads
         return roads
 
     def _roads(self) -> _Roads:
         """This thread's: kept, so that connections are used again."""
-        roads = self._all_roads().get(self._reach)
+        roads = self._all_roads().get(self._way)
         if roads is None:
-            roads = self._all_roads()[self._reach] = _Roads(self._proxies, self._ca_file)
+            roads = self._all_roads()[self._way] = _Roads(self._way)
         return roads
 
     def _forget_roads(self) -> None:
-        roads = self._all_roads().pop(self._reach, None)
+        roads = self._all_roads().pop(self._way, None)
         if roads is not None:
             roads.close()
+
+
+class _Way(NamedTuple):
+    """How requests go: what connections must have in common to be used for each other's."""
+
+    proxies: tuple[tuple[str, str], ...]
+    ca_file: str | None
+    certificate: tuple[str, str] | str | None
+    proxy_decides: bool
+    reach: Reach | None = None
 
 
 #: Nothing is tried again here. With `read=False` what fails is raised as it is.
@@ -213,9 +247,10 @@ class _Roads:
     no jar for cookies, and nobody follows a redirect.
     """
 
-    def __init__(self, proxies: Mapping[str, str], ca_file: str | None) -> None:
-        self._proxies = dict(proxies)
-        self._verify = ca_file or True
+    def __init__(self, way: _Way) -> None:
+        self._proxies = dict(way.proxies)
+        self._verify = way.ca_file or True
+        self._certificate = way.certificate
         self.adapter = _Adapter(pool_connections=_KEPT, max_retries=0)
         self._known: dict[str, _Road] = {}
 
@@ -233,8 +268,8 @@ class _Roads:
         prepared = request.url or ""
         if not prepared.lower().startswith(("http://", "https://")):
             raise requests.exceptions.InvalidSchema("expected an address that begins with http:// or https://")
-        pool = self.adapter.get_connection_with_tls_context(request, self._verify, self._proxies)
-        self.adapter.cert_verify(pool, prepared, self._verify, None)
+        pool = self.adapter.get_connection_with_tls_context(request, self._verify, self._proxies, self._certificate)
+        self.adapter.cert_verify(pool, prepared, self._verify, self._certificate)
         target = self.adapter.request_url(request, self._proxies)
         headers = {name: str(value) for name, value in request.headers.items() if name != "Content-Length"}
         return _Road(pool, target, headers)

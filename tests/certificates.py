@@ -34,6 +34,15 @@ class Authority:
         self._authority.issue_cert(host, not_before=begins, not_after=ends).configure_cert(context)
         return context
 
+    def client(self, name: str = "robot.example") -> tuple[Path, Path]:
+        """A certificate to show to a server that wants one, and its key, in files."""
+        made = self._authority.issue_cert(name)
+        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}-key.pem"
+        made.private_key_pem.write_to_path(str(key))
+        for number, each in enumerate(made.cert_chain_pems):
+            each.write_to_path(str(certificate), append=number > 0)
+        return certificate, key
+
     def expired(self) -> ssl.SSLContext:
         now = datetime.now(UTC)
         return self.server(begins=now - 9 * _DAY, ends=now - _DAY)

@@ -14,6 +14,7 @@ import certifi
 
 from outbox.addresses import Reach
 from outbox.destinations.base import seconds_until
+from outbox.route import Route
 
 
 class Reached(NamedTuple):
@@ -28,7 +29,7 @@ class OutOfReach(OSError):
     """A destination that takes public addresses only is at another."""
 
 
-def reach(url: str, deadline: float, now: datetime, within: Reach | None = None) -> Reached:
+def reach(url: str, deadline: float, now: datetime, within: Reach | None = None, route: Route | None = None) -> Reached:
     """Connect to the host of a URL, with TLS where it says so. Raises OSError, in words; OutOfReach without a connection."""
     parts = urlsplit(url)
     host, secure = parts.hostname or "", parts.scheme == "https"
@@ -36,7 +37,9 @@ def reach(url: str, deadline: float, now: datetime, within: Reach | None = None)
     connection: http.client.HTTPConnection
     if secure:
         # The certificates that uploads trust, which are not always the machine's.
-        trusted = ssl.create_default_context(cafile=certifi.where())
+        trusted = ssl.create_default_context(cafile=(route and route.ca_file) or certifi.where())
+        if route is not None and route.certificate is not None:
+            trusted.load_cert_chain(*route.certificate)
         connection = http.client.HTTPSConnection(host, port, timeout=deadline, context=trusted)
     else:
         connection = http.client.HTTPConnection(host, port, timeout=deadline)

@@ -13,6 +13,7 @@ from outbox.checkup.findings import Check, Finding, compared, ok, problem
 from outbox.destinations.base import Destination, seconds_until
 from outbox.destinations.token import CredentialsRefused
 from outbox.errors import ConfigurationError, OutboxError, TransportError
+from outbox.route import Route
 from outbox.transport import Answer, RequestsTransport, Transport, Upload
 from outbox.units import in_words as length_in_words
 
@@ -36,8 +37,11 @@ class RemoteLooks:
         ]
 
     def _reach(self, destination: Destination) -> Iterator[Finding]:
+        if destination.route is not None and destination.route.proxy is not None:
+            yield ok(f"{destination.name} is reached through a proxy, which is not tried from here")
+            return
         try:
-            reached = network.reach(destination.url, _CONNECT, datetime.now(UTC), destination.reach)
+            reached = network.reach(destination.url, _CONNECT, datetime.now(UTC), destination.reach, destination.route)
         except OSError as error:
             why, remedy = network.in_words(error)
             yield problem(f"{destination.name} cannot be reached at {destination.url}: {why}", remedy)
@@ -54,10 +58,10 @@ class RemoteLooks:
             if not destination.signature_headers:
                 yield ok(f"{destination.name} needs no credentials")
             return
-        reach = destination.reach
-        listening = _Listening(self._transport if reach is None else self._transport.within(reach))
+        listening = _Listening(self._transport)
         ambient = self._outbox.ambient
         try:
+            listening = _Listening(destination.way(self._transport))
             credentials.headers(listening, ambient.now(), ambient.monotonic())
         except CredentialsRefused as error:
             yield problem(f"{destination.name}: {error}", "mend the app key or the secret, or set this machine's clock")
@@ -109,6 +113,9 @@ class _Listening:
 
     def within(self, reach: Reach) -> Transport:
         return self._transport.within(reach)
+
+    def through(self, route: Route) -> Transport:
+        return self._transport.through(route)
 
 
 def _bound(look: Callable[[Destination], Iterable[Finding]], destination: Destination) -> Callable[[], Iterable[Finding]]:

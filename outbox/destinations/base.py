@@ -19,6 +19,7 @@ from outbox.errors import ConfigurationError, Fault, Refused
 from outbox.exchange import Answer, Transport, Upload
 from outbox.model import Batch, Draft, Reason
 from outbox.policy import Policy
+from outbox.route import Route
 from outbox.verdict import Delivered, Facts, NotSent, Reject, Retry, Verdict, cleaned
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
@@ -61,6 +62,8 @@ class Destination(ABC):
     allow_plain_http: bool = False  #: http:// is refused without it: tokens and data would travel in the clear
     public_only: bool = False  #: connect to no address of this machine or its neighbours: for when others choose the URL
     allowed_networks: Sequence[str] = ()  #: but to these all the same, such as 10.20.0.0/16
+    #: a proxy, authorities to trust, a certificate to show; None for what the worker's transport has
+    route: Route | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -79,6 +82,12 @@ class Destination(ABC):
     def reach(self) -> Reach | None:
         """Which addresses it may be at, and its token service; None for any."""
         return Reach(networks(self.allowed_networks, f"destination {self.name}")) if self.public_only else None
+
+    def way(self, transport: Transport) -> Transport:
+        """A transport as this destination may be reached with it, and its token service."""
+        if self.route is not None:
+            transport = transport.through(self.route)
+        return transport if self.reach is None else transport.within(self.reach)
 
     @property
     def credentials(self) -> Credentials | None:

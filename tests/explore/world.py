@@ -272,5 +272,8 @@ class Worker:
     def cut(self) -> None:
         raise NotImplementedError
 
+    def through(self, route: object) -> Worker:
+        return self
+
     def within(self, reach: object) -> Worker:
         raise NotImplementedError

@@ -55,5 +55,5 @@ def make_bench(place: Place, road: Road, policy: Policy = PATIENT, *, ca_file: s
     outbox = an_outbox(place.url, place.spool, enos(road.url, policy=policy, **options), ambient=place.clock.ambient)
     place._outboxes.append(outbox)
     hand = place.hand(outbox)
-    hand.transport._ca_file = ca_file
+    hand.transport._way = hand.transport._way._replace(ca_file=ca_file)
     return Bench(place, road, outbox, hand)
