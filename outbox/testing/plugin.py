@@ -1,1 +1,76 @@
-"""What pytest finds by itself wherever outbox is installed: the fixtures for whoever tests a producer."""
+"""What pytest finds by itself wherever outbox is installed: the fixtures for whoever tests a producer.
+
+It is loaded in every project that has outbox installed, so nothing is imported here that a test does not ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from outbox.app import Outbox
+    from outbox.destinations.base import Destination
+    from outbox.testing.receiver import Receiver
+    from outbox.testing.tester import OutboxTester
+
+
+@pytest.fixture
+def outbox_app() -> Outbox | None:
+    """The outbox that is tested. Override it to give your program's own, on a database that is the test's alone.
+
+    A SQLite database that is not there is made; any other must have been migrated.
+    """
+    return None
+
+
+@pytest.fixture
+def outbox_destinations() -> Iterable[Destination]:
+    """The destinations of the outbox that `outbox_tester` makes if there is no `outbox_app`. Override it to give your own.
+
+    By default there is one, `test`, that takes anything.
+    """
+    from outbox.testing.lenient import Lenient
+
+    return [Lenient(name="test")]
+
+
+@pytest.fixture
+def outbox_tester(
+    request: pytest.FixtureRequest, outbox_app: Outbox | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OutboxTester]:
+    """An outbox in the test's hands, see OutboxTester: what was enqueued, what would go out, and a clock that stands still."""
+    from outbox.testing import making
+    from outbox.testing.tester import OutboxTester
+
+    if outbox_app is None:
+        template: Path = request.getfixturevalue("_outbox_template")
+        made = making.fresh(template, tmp_path_factory.mktemp("outbox"), request.getfixturevalue("outbox_destinations"))
+    else:
+        made = making.ready(outbox_app)
+    try:
+        with OutboxTester(made) as tester:
+            yield tester
+    finally:
+        if outbox_app is None:
+            made.close()
+
+
+@pytest.fixture(scope="session")
+def _outbox_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database; a copy is made faster than another one."""
+    from outbox.testing import making
+
+    return making.template(tmp_path_factory.mktemp("outbox-template"))
+
+
+@pytest.fixture
+def outbox_receiver() -> Iterator[Receiver]:
+    """A strict EnOS receiver on this machine that misbehaves when told to, see Receiver; for a test with a real Worker."""
+    from outbox.testing.receiver import Receiver
+
+    with Receiver() as receiver:
+        yield receiver
