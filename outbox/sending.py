@@ -79,8 +79,10 @@ class Sender:
             self._look_at_files(batch)
             authorised = self._authorised(destination, upload, transport, renew=renew)
             if self._middleware is not None:
-                authorised = self._middleware(authorised, batch)
-                require_headers(authorised.headers)
+                changed = self._middleware(authorised, batch)
+                if changed is not authorised:
+                    require_headers(changed.headers)
+                authorised = changed
             if reason := held_back():
                 return NotSent(Facts(text=reason), charged=False)
         except Exception as error:  # noqa: BLE001 (each ends as a verdict, and a bug is logged there)
