@@ -53,7 +53,7 @@ MAKERS = {
 }
 RUNNERS = {"subprocess", "pty", "popen2", "commands", "multiprocessing"}
 #: Where modules are imported by a name: our own list of commands, our own names, and what a person gives as --app.
-BY_NAME = {Path("outbox/__init__.py"), Path("outbox/cli/__init__.py"), Path("outbox/cli/named.py")}
+BY_NAME = {Path(f"outbox/{each}.py") for each in ("__init__", "cli/__init__", "cli/named", "testing/__init__")}
 
 
 def imports(nodes: Nodes) -> Iterator[str]:

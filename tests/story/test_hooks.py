@@ -15,10 +15,12 @@ from sqlalchemy.orm import Session
 from outbox import Entry, News, Outbox, Reason, State, Worker
 from outbox.errors import KeyConflict
 from outbox.exchange import Upload
-from outbox.model import Batch, Outcome
+from outbox.model import Batch, Message, Outcome
 from outbox.multipart import FieldPart
 from outbox.testing import Answer, Status
-from tests.factories import claim, column, deliveries, event, outcomes, states
+from outbox.verdict import Delivered, Result
+from outbox.watching import Recorded
+from tests.factories import claim, column, deliveries, event, outcomes, settlement, states
 from tests.story.conftest import Hand, Place
 
 
@@ -311,6 +313,17 @@ def test_a_rescue_tells_for_the_worker_that_is_gone(place: Place, outbox_here: O
     assert (None, "gone") == (told.seconds, told.worker)
 
 
+def test_a_message_whose_claim_was_lost_is_not_told_of(outbox_here: Outbox) -> None:
+    tried: list[News] = []
+    outbox_here.on_attempt(tried.append)
+    lost, ours = (Message(number, key, "{}", 1, 0, 0, None, 2, 0) for number, key in ((1, "lost"), (2, "ours")))
+
+    result = Result(7, "w1", "enos", (lost, ours), 2, Delivered())
+    outbox_here.hooks.watcher.recorded(Recorded(result, {2: settlement()}))
+
+    assert ["ours"] == keys(tried)
+
+
 def test_what_a_hook_raises_keeps_no_worker_from_its_work(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     outbox = place.outbox()
 
@@ -428,6 +441,16 @@ def test_a_middleware_that_changes_content_stops_the_destination(place: Place, o
     told = outbox_here.status().destinations["enos"]
     assert "credentials" == told.stop
     assert "the middleware replaced has changed the content" in (told.stop_text or "")
+
+
+def test_a_header_that_no_request_may_hold_is_named_without_its_value(place: Place, outbox_here: Outbox, hand: Hand) -> None:
+    outbox_here.middleware(broken_header)
+    place.enqueue(outbox_here, "a")
+
+    hand.turn()
+
+    told = outbox_here.status().destinations["enos"].stop_text or ""
+    assert told.startswith("the header 'X-Bad' holds what is not printable ASCII")
 
 
 def test_it_is_asked_again_for_a_second_try(place: Place, hand: Hand, outbox_here: Outbox) -> None:

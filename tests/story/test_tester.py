@@ -217,6 +217,16 @@ def test_a_message_expires_when_the_clock_is_moved(outbox_tester: OutboxTester) 
     assert ["expired"] == [each.reason for each in outbox_tester.dead]
 
 
+def test_so_it_does_where_nothing_may_be_sent(outbox_tester: OutboxTester) -> None:
+    enqueue(outbox_tester, expires_at=outbox_tester.clock.now + timedelta(hours=1))
+    outbox_tester.outbox.pause("test", "for a test", by="a test")
+    outbox_tester.clock.move(hours=2)
+
+    assert [] == outbox_tester.drain()
+
+    assert ["expired"] == [each.reason for each in outbox_tester.dead]
+
+
 def test_a_refusal_kills_the_message_that_travels_alone(outbox_tester: OutboxTester) -> None:
     outbox_tester.answer(status=422, body="no such asset")
     enqueue(outbox_tester)
