@@ -179,7 +179,7 @@ def test_an_async_session_is_told_of_when_it_is_committed(place: Place, outbox_h
     async def produce() -> list[News]:
         engine = create_async_engine(url.set(drivername=driver))
         async with AsyncSession(engine) as session:
-            await session.run_sync(lambda sync: outbox_here.enqueue(sync, "enos", event("a"), key="a"))
+            await outbox_here.aenqueue(session, "enos", event("a"), key="a")
             before = list(heard)
             await session.commit()
         await engine.dispose()

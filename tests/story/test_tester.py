@@ -405,7 +405,7 @@ def test_an_async_session_delivers_at_once_too(outbox_tester: OutboxTester) -> N
     async def produce() -> None:
         engine = create_async_engine(url)
         async with AsyncSession(engine) as session, session.begin():
-            await session.run_sync(lambda sync: outbox_tester.outbox.enqueue(sync, "test", {"a": 1}, key="k"))
+            await outbox_tester.outbox.aenqueue(session, "test", {"a": 1}, key="k")
         await engine.dispose()
 
     with outbox_tester.inline():
