@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +18,12 @@ from outbox.errors import KeyConflict
 from outbox.exchange import Upload
 from outbox.model import Batch, Message, Outcome
 from outbox.multipart import FieldPart
-from outbox.testing import Answer, Status
+from outbox.testing import Answer, Receiver, Status
 from outbox.verdict import Delivered, Result
 from outbox.watching import Recorded
+from tests.conftest import missing
 from tests.factories import claim, column, deliveries, event, outcomes, settlement, states
+from tests.postgres import NoBinariesError, Postgres, create_database
 from tests.story.conftest import Hand, Place
 
 
@@ -32,6 +35,11 @@ def outbox_here(place: Place) -> Outbox:
 @pytest.fixture
 def hand(place: Place, outbox_here: Outbox) -> Hand:
     return place.hand(outbox_here)
+
+
+def async_url(place: Place) -> sa.URL:
+    url = sa.make_url(place.url)
+    return url.set(drivername={"sqlite": "sqlite+aiosqlite"}.get(url.get_backend_name(), url.drivername))
 
 
 def keys(heard: list[News]) -> list[str]:
@@ -173,11 +181,9 @@ def test_a_key_that_we_made_up_is_told(place: Place, outbox_here: Outbox) -> Non
 def test_an_async_session_is_told_of_when_it_is_committed(place: Place, outbox_here: Outbox) -> None:
     heard: list[News] = []
     outbox_here.on_enqueued(heard.append)
-    url = sa.make_url(place.url)
-    driver = {"sqlite": "sqlite+aiosqlite"}.get(url.get_backend_name(), url.drivername)
 
     async def produce() -> list[News]:
-        engine = create_async_engine(url.set(drivername=driver))
+        engine = create_async_engine(async_url(place))
         async with AsyncSession(engine) as session:
             await outbox_here.aenqueue(session, "enos", event("a"), key="a")
             before = list(heard)
@@ -187,6 +193,47 @@ def test_an_async_session_is_told_of_when_it_is_committed(place: Place, outbox_h
 
     assert [] == asyncio.run(produce())
     assert ["a"] == keys(heard)
+
+
+def test_many_that_are_awaited_are_told_of_or_none_of_them(place: Place, outbox_here: Outbox) -> None:
+    heard: list[News] = []
+    outbox_here.on_enqueued(heard.append)
+
+    async def produce() -> None:
+        engine = create_async_engine(async_url(place))
+        async with AsyncSession(engine) as session, session.begin():
+            await outbox_here.aenqueue_many(session, "enos", [Entry(event(), key=f"m{number}") for number in range(3)])
+            conflicting = [*(Entry(event(), key=f"n{number}") for number in range(600)), Entry(event("other"), key="m0")]
+            with pytest.raises(KeyConflict):
+                await outbox_here.aenqueue_many(session, "enos", conflicting)
+        await engine.dispose()
+
+    asyncio.run(produce())
+
+    assert ["m0", "m1", "m2"] == keys(heard)
+    assert 3 == len(states(place.database))
+
+
+@pytest.mark.merge
+def test_a_commit_in_two_phases_is_told_of_after_the_second(tmp_path: Path, receiver: Receiver) -> None:
+    try:
+        server = Postgres(settings={"max_prepared_transactions": "5"})
+    except NoBinariesError as error:
+        missing(str(error))
+    with server:
+        place = Place(create_database(server.url), tmp_path, receiver, empty=True)
+        outbox = place.outbox(nudge=False)
+        heard: list[News] = []
+        outbox.on_enqueued(heard.append)
+
+        with Session(place.engine, twophase=True) as session:
+            outbox.enqueue(session, "enos", event("a"), key="a")
+            session.prepare()
+            before = list(heard)
+            session.commit()
+
+        assert ([], ["a"]) == (before, keys(heard))
+        place.close()
 
 
 def test_what_a_hook_raises_is_logged_and_the_next_one_hears_all_the_same(

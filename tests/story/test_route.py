@@ -281,3 +281,11 @@ def test_the_doctor_trusts_whom_uploads_trust(tmp_path: Path, authority: Authori
     (look, *_) = RemoteLooks(outbox, RequestsTransport()).checks()
 
     assert "is reached at" in str(next(iter(look.look())))
+
+
+def test_the_doctor_does_not_look_past_a_proxy(tmp_path: Path) -> None:
+    outbox = an_outbox(f"sqlite:///{tmp_path}/none.db", tmp_path, enos(route=Route(proxy="http://proxy.example:3128")))
+
+    (look, *_) = RemoteLooks(outbox, RequestsTransport()).checks()
+
+    assert "enos is reached through a proxy, which is not tried from here" in str(next(iter(look.look())))

@@ -192,6 +192,18 @@ def test_many_travel_together(outbox_tester: OutboxTester) -> None:
     assert 250 == len(outbox_tester.delivered)
 
 
+def test_messages_of_an_ordering_key_go_in_order_and_wait_behind_a_dead_one(outbox_tester: OutboxTester) -> None:
+    outbox_tester.answer(status=422, when=lambda sent: "b" in sent.keys)
+    for key in "abc":
+        enqueue(outbox_tester, key=key, ordering_key="pump")
+
+    outbox_tester.drain()
+
+    assert (["a"], ["b"], ["c"]) == tuple(
+        [each.key for each in several] for several in (outbox_tester.delivered, outbox_tester.dead, outbox_tester.pending)
+    )
+
+
 def test_draining_again_sends_nothing(outbox_tester: OutboxTester) -> None:
     enqueue(outbox_tester)
 
