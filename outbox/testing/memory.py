@@ -85,9 +85,8 @@ class MemoryTransport:
 
     def _read(self, upload: Upload, open_file: Callable[[str], BinaryIO]) -> Sent:
         """Raises FileMissing or FileChanged, as the real one does, for a file that is not what was enqueued."""
-        document: bytes | None = getattr(upload, "json", None)
-        form = Form(upload.parts, _BOUNDARY, open_file) if document is None else None
-        body = b"".join(form) if form is not None else document or b""
+        form = Form(upload.parts, _BOUNDARY, open_file) if upload.json is None else None
+        body = b"".join(form) if form is not None else upload.json or b""
         own = {
             "content-type": form.content_type if form is not None else "application/json",
             "content-length": str(len(body)),
@@ -101,7 +100,7 @@ class MemoryTransport:
             url=upload.url,
             headers={**{name.lower(): value for name, value in upload.headers.items()}, **own},
             parts=parsed(body, _BOUNDARY) if form is not None else [],
-            document=document,
+            document=upload.json,
         )
 
     def _answer(self, sent: Sent) -> Answer | Exception:

@@ -352,9 +352,9 @@ WRONG = {
     "destinations.enos.policy.on_dead: expected 'block' or 'skip', got 'x'": f'{ENOS}policy = {{on_dead = "x"}}',
     "destinations.enos.policy.backoff_schedule: expected a list, got 3": f"{ENOS}policy = {{backoff_schedule = 3}}",
     "destinations.enos.secrets: there is no such setting; known: allow_plain_http, allowed_networks, max_file_bytes, "
-    "max_message_bytes, org_id, policy, public_only, realtime, token, type, url": f'{ENOS}secrets = ["env:X"]',
+    "max_message_bytes, org_id, policy, public_only, realtime, route, token, type, url": f'{ENOS}secrets = ["env:X"]',
     "destinations.f.url: is missing; destinations.f.org_id: there is no such setting; known: accept_html, allow_plain_http, "
-    "allowed_networks, fields, files, headers, key_header, max_file_bytes, policy, public_only, token, type, url": (
+    "allowed_networks, fields, files, headers, key_header, max_file_bytes, policy, public_only, route, token, type, url": (
         '[destinations.f]\ntype = "form"\norg_id = "o"'
     ),
     "destinations.f.fields.a: expected text, got 1": f"{FORM}fields = {{a = 1}}",

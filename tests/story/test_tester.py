@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from outbox import EnosEvents, Entry, News, Outbox, Policy, Token, env, migrate
+from outbox import EnosEvents, Entry, News, Outbox, Policy, Token, Webhook, env, migrate
 from outbox.ambient import Ambient
 from outbox.errors import NotSent
 from outbox.exchange import Upload
@@ -180,6 +181,28 @@ def test_an_upload_for_enos_is_the_one_of_the_product(outbox_tester: OutboxTeste
     )
     assert hashlib.md5(b"bytes", usedforsecurity=False).hexdigest() == entry["md5"]
     assert [("enos-file", b"bytes")] == [(file.name, file.content) for file in sent.files]
+
+
+def test_a_webhook_is_seen_with_its_document_and_its_signature(tmp_path: Path, migrated_sqlite_url: str) -> None:
+    secret = f"whsec_{base64.b64encode(bytes(32)).decode()}"
+    hook = Webhook(name="hook", url="https://hook.example", secrets=[secret])
+    with OutboxTester(an_outbox(migrated_sqlite_url, tmp_path / "spool", hook)) as tester:  # type: ignore[arg-type]
+        enqueue(tester, {"a": 1}, "hook", key="k")
+
+        (sent,) = tester.drain()
+
+        assert ({"a": 1}, [], "application/json") == (sent.json, sent.parts, sent.headers["content-type"])
+        assert sent.headers["webhook-signature"].startswith("v1,")
+        assert "delivered" == sent.outcome
+
+
+def test_a_form_is_no_document(outbox_tester: OutboxTester) -> None:
+    enqueue(outbox_tester)
+
+    (sent,) = outbox_tester.drain()
+
+    with pytest.raises(ValueError, match="the request to test is a form; look at its fields, files or parts"):
+        _ = sent.json
 
 
 def test_many_travel_together(outbox_tester: OutboxTester) -> None:
