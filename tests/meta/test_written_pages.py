@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Outbox, Policy, Retention, Worker, settings
+from outbox import Outbox, Policy, Retention, Worker, declaring, settings
 from tests.writing import PAGES, ROOT, defaults, reference, source
 
 DEFAULTS = (ROOT / "docs" / "defaults.md").read_text("utf-8")
@@ -51,7 +51,7 @@ def test_every_public_method_is_told(kind: type) -> None:
 
 
 def test_every_field_and_value_of_a_table_has_words() -> None:
-    kinds = [Policy, Retention, *dict.fromkeys(kind for each in settings.TYPES.values() for kind in each.__mro__)]
+    kinds = [Policy, Retention, *dict.fromkeys(kind for each in declaring.TYPES.values() for kind in each.__mro__)]
     tables = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
 
     assert [] == [row for kind in tables for row in defaults._fields(kind) if not row[2]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from outbox import policy, settings, units
+from outbox import declaring, policy, settings, units
 from outbox.app import Outbox
 from outbox.faults import PREFIX, STEP
 from outbox.policy import Policy, Retention
@@ -54,7 +54,7 @@ def _page() -> Iterator[str]:
     yield "## Destinations\n"
     yield "What every type of destination has, or all of EnOS; keys of `[destinations.NAME]`.\n"
     kinds = dict.fromkeys(
-        each for kind in settings.TYPES.values() for each in reversed(kind.__mro__) if dataclasses.is_dataclass(each)
+        each for kind in declaring.TYPES.values() for each in reversed(kind.__mro__) if dataclasses.is_dataclass(each)
     )
     for kind in kinds:
         if rows := list(_fields(kind)):
