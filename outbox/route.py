@@ -23,11 +23,11 @@ class Route:
     Raises ConfigurationError for a key without a certificate. Files are looked for when something is sent.
     """
 
-    proxy: Secret | str | None = None
-    ca_file: str | os.PathLike[str] | None = None
-    client_cert: str | os.PathLike[str] | None = None
-    client_key: str | os.PathLike[str] | None = None
-    proxy_decides: bool = False
+    proxy: Secret | str | None = None  #: the address of an HTTP proxy
+    ca_file: str | os.PathLike[str] | None = None  #: the authorities to trust (PEM), instead of certifi's
+    client_cert: str | os.PathLike[str] | None = None  #: the certificate to show (PEM)
+    client_key: str | os.PathLike[str] | None = None  #: its key, if that is in a file of its own
+    proxy_decides: bool = False  #: the proxy itself refuses what is no public address
 
     def __post_init__(self) -> None:
         if self.client_key is not None and self.client_cert is None:

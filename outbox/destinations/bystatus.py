@@ -58,10 +58,10 @@ class ByStatus(Destination):
     verdicts: ClassVar[Verdicts] = VERDICTS
     message_limit: ClassVar[int | None] = 1
 
-    token: Credentials | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    succeeded: Callable[[Answer], bool] | None = None
-    accept_html: bool = False
+    token: Credentials | None = None  #: what lets us in
+    headers: Mapping[str, str] = field(default_factory=dict)  #: go with every request
+    succeeded: Callable[[Answer], bool] | None = None  #: has the last word on an answer with a 2xx status
+    accept_html: bool = False  #: a 2xx answer that is an HTML page is a success, too
     max_file_bytes: int | None = None  #: of one file; None for no limit
 
     def __post_init__(self) -> None:

@@ -48,9 +48,9 @@ class Form(ByStatus):
     `key_header` carries the message's key: the same on each try, so that the other side can tell a copy. None sends none.
     """
 
-    fields: Mapping[str, str] | None = None
-    files: Mapping[str, str] | None = None
-    key_header: str | None = "Idempotency-Key"
+    fields: Mapping[str, str] | None = None  #: paths in the payload, by the names of the form's fields
+    files: Mapping[str, str] | None = None  #: names of attachments, by the names that they go under
+    key_header: str | None = "Idempotency-Key"  #: carries the message's key
 
     def __post_init__(self) -> None:
         super().__post_init__()

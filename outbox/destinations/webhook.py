@@ -49,9 +49,9 @@ class Webhook(ByStatus):
 
     signature_headers: ClassVar[Sequence[str]] = (_SIGNATURE,)
 
-    secrets: Sequence[Secret | str] = ()
-    format: Literal["auto", "json", "multipart"] = "auto"
-    event_field: str = "event"
+    secrets: Sequence[Secret | str] = ()  #: what signs, newest first
+    format: Literal["auto", "json", "multipart"] = "auto"  #: whether a message is JSON, a form, or what it needs
+    event_field: str = "event"  #: the part of a form that holds the payload
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -80,7 +80,7 @@ def _entry(name: str, thing: Any, module: ModuleType) -> Iterator[str]:
 
 def _maker(name: str, module: ModuleType) -> str:
     """The module that a value was made in: the one that its own imports it from."""
-    for each in source.text_of(module.__name__).tree.body:
+    for each in ast.walk(source.text_of(module.__name__).tree):  # some import what they offer only when it is asked for
         if isinstance(each, ast.ImportFrom) and each.module and name in {alias.name for alias in each.names}:
             return each.module
     return module.__name__
