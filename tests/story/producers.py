@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -133,6 +135,56 @@ class Many(InSession):
         return outbox.enqueue_many(given, "enos", (each for each in [entry]))[0]
 
 
+class InDriver(Way):
+    """`outbox.enqueue_dbapi(cursor, …)`"""
+
+    def transaction(self, outbox: Outbox, *steps: Step, commit: bool = True, meanwhile: Any = None) -> list[Outcome]:
+        found: list[Outcome] = []
+        with contextlib.closing(driver_connection(self.url)) as given, contextlib.suppress(Stop):
+            cursor = given.cursor()
+            for step in steps:
+                if isinstance(step, RolledBack):
+                    cursor.execute("SAVEPOINT theirs")
+                    for inner in step.steps:
+                        self.take(outbox, cursor, inner)
+                    cursor.execute("ROLLBACK TO theirs")
+                elif (outcome := self.take(outbox, cursor, step)) is not None:
+                    found.append(outcome)
+            if meanwhile is not None:
+                meanwhile()
+            if not commit:
+                raise Stop
+            given.commit()
+        return found
+
+    def take(self, outbox: Outbox, cursor: Any, step: str | Entry) -> Outcome | None:
+        if isinstance(step, str):
+            cursor.execute(f"INSERT INTO host (name) VALUES ('{step}')")
+            return None
+        try:
+            return self.enqueue(outbox, cursor, step)
+        except OutboxError as error:
+            return error
+
+    def enqueue(self, outbox: Outbox, cursor: Any, entry: Entry) -> Enqueued:
+        return outbox.enqueue_dbapi(cursor, "enos", entry.payload, **options_of(entry))
+
+
+class ManyInDriver(InDriver):
+    """`outbox.enqueue_many_dbapi(cursor, …)`"""
+
+    def enqueue(self, outbox: Outbox, cursor: Any, entry: Entry) -> Enqueued:
+        return outbox.enqueue_many_dbapi(cursor, "enos", [entry])[0]
+
+
+def driver_connection(url: str, **options: Any) -> Any:
+    """A connection of the driver itself, without SQLAlchemy."""
+    address = sa.make_url(url)
+    if address.get_backend_name() == "sqlite":
+        return sqlite3.connect(str(address.database), **options)
+    return psycopg.connect(address.set(drivername="postgresql").render_as_string(hide_password=False), **options)
+
+
 class Awaited(Way):
     """With an asynchronous connection; how it enqueues is for subclasses."""
 
@@ -233,8 +285,10 @@ WAYS: dict[str, type[Way]] = {
     "AsyncSession": InAsyncSession,
     "AsyncConnection": InAsyncConnection,
     "async_scoped_session": InAsyncScopedSession,
+    "enqueue_dbapi": InDriver,
     "enqueue_many": Many,
+    "enqueue_many_dbapi": ManyInDriver,
     "aenqueue_many": ManyAwaited,
 }
 
-__all__ = ["HOST", "WAYS", "AsyncConnection", "RolledBack", "Step", "Way", "async_engine", "awaited"]
+__all__ = ["HOST", "WAYS", "AsyncConnection", "RolledBack", "Step", "Way", "async_engine", "awaited", "driver_connection"]
