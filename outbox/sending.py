@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from outbox import payload
 from outbox.ambient import Ambient
 from outbox.destinations.base import Destination
 from outbox.destinations.token import CredentialsRefused
 from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer, OutboxError, SpoolError, TransportError
 from outbox.exchange import Answer, Transport, Upload, require_headers
 from outbox.hooks import Middleware
-from outbox.model import Batch, Reason
+from outbox.model import Batch, Draft, Message, Reason
 from outbox.policy import send_deadline
 from outbox.spool.base import Spool
 from outbox.verdict import ANSWER_KEPT, Facts, NotSent, Reject, Retry, Unknown, Verdict, cleaned
@@ -59,7 +61,11 @@ class Sender:
             words = str(error) if isinstance(error, OutboxError) else type(error).__name__
             facts = Facts(text=cleaned(f"cannot be encoded: {words}"))
             # A bug, or a message that brings it out: halved like a refused batch, so that it is found without the others.
-            return Reject(facts) if len(batch.messages) > 1 else Retry(facts)
+            if len(batch.messages) > 1:
+                return Reject(facts)
+            # One that came in another way than by our door, as plain SQL does, must not be charged to its destination.
+            wrong = _refused_at_door(destination, batch.messages[0])
+            return Reject(Facts(text=cleaned(f"cannot be encoded: {wrong}"))) if wrong else Retry(facts)
         verdict = self._once(destination, batch, upload, held_back)
         if isinstance(verdict, Retry) and verdict.renew and destination.credentials is not None:
             verdict = self._once(destination, batch, upload, held_back, renew=True)
@@ -155,6 +161,22 @@ class Sender:
             )
             facts = Facts(answer.status, text=cleaned(f"the answer cannot be judged: {type(error).__name__}"))
             return Unknown(facts) if 200 <= answer.status < 300 else Retry(facts)
+
+
+def _refused_at_door(destination: Destination, message: Message) -> str | None:
+    """What `enqueue` would have said against a message; None when nothing is wrong with it."""
+    names = {each.name: each.filename for each in message.attachments}
+    sizes = {each.name: each.file.size for each in message.attachments}
+    try:
+        found = json.loads(message.text)
+        if endless := payload.unbounded(found):
+            return str(endless)
+        faults = [*payload.faults(found), *destination.check(Draft(found, message.text, names, sizes))]
+    except (ValueError, RecursionError):
+        return "payload: is no JSON, or nested too deep"
+    except Exception:  # noqa: BLE001 (somebody else's `check`: then nobody knows)
+        return None
+    return "; ".join(map(str, faults)) or None
 
 
 def _ids_of(batch: Batch) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from outbox import payload
 from outbox.destinations.bystatus import ByStatus, in_a_header, unfit_filenames, unfit_name
-from outbox.errors import ConfigurationError, Fault
+from outbox.errors import ConfigurationError, Fault, Refused
 from outbox.exchange import Upload, require_headers
 from outbox.model import Batch, Draft
 from outbox.multipart import FieldPart, FilePart, Part
@@ -122,6 +122,8 @@ class Form(ByStatus):
             each = attached.get(source.place)
             if each is not None:
                 parts.append(FilePart(name, each.filename, each.file, each.content_type))
+        if not parts:  # it did not come by our door, or that was another one then
+            raise Refused([Fault("payload", f"makes a form for {self.name} without a single field or file")])
         key = {self.key_header: in_a_header(message.key)} if self.key_header else {}
         return Upload(self.url, parts, {**self.headers, **key})
 

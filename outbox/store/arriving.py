@@ -10,13 +10,13 @@ from itertools import product
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Update, delete, false, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, Update, delete, false, func, insert, select, true, update
 
 from outbox.database import nudging_column
 from outbox.dialects import insert_or_nothing, insert_or_update, listed
 from outbox.model import Attachment, Lane, SpooledFile, State
 from outbox.statements import Ready, can_fill_in, document, filled_in, lists, parameter, unlisted
-from outbox.tables import attachment, file, head, message, stream
+from outbox.tables import attachment, file, head, message, share, stream
 
 #: A statement that writes nothing and yet takes SQLite's write lock.
 TAKE_WRITE_LOCK: Update = update(stream).where(false()).values(last_number=stream.c.last_number)
@@ -200,6 +200,15 @@ def named(connection: Connection, destination: str, key: str) -> Known | None:
     wanted = (message.c.destination == destination) & (message.c.key == key)
     row = connection.execute(select(message.c.id, message.c.digest, message.c.state).where(wanted)).one_or_none()
     return Known(row.id, row.digest, State(row.state)) if row else None
+
+
+def content(connection: Connection, message_id: int) -> tuple[str, tuple[()], str | None]:
+    """Of a message without attachments, what its digest would be of: its payload, no file, and its ordering key."""
+    of_stream = select(stream.c.ordering_key).where(stream.c.id == message.c.stream_id).scalar_subquery()
+    of_share = select(share.c.ordering_key).where(share.c.id == message.c.share_id).scalar_subquery()
+    found = select(message.c.payload, func.coalesce(of_stream, of_share)).where(message.c.id == message_id)
+    payload, ordering_key = connection.execute(found).one()
+    return payload, (), ordering_key
 
 
 def add_file(connection: Connection, spooled: SpooledFile, now: datetime, free_at: datetime | None = None) -> None:

@@ -12,7 +12,12 @@ from tests.meta.running import ROOT, run
 
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("deploy/*.md")])
 #: Pages whose blocks others run, or which have them from elsewhere.
-ELSEWHERE = {"README.md": "test_readme.py", "docs/verdicts.md": "test_docs.py"}
+ELSEWHERE = {
+    "README.md": "test_readme.py",
+    "docs/verdicts.md": "test_docs.py",
+    "docs/plain-sql.md": "test_plain_sql_page.py",
+    "docs/how-to/upgrade.md": "test_upgrade_page.py",
+}
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 _HEADLINE = re.compile(r"^#+ (.*)$", re.MULTILINE)
 

@@ -144,6 +144,19 @@ def test_a_producer_that_may_only_add_enqueues_in_every_way(roles: Roles) -> Non
     assert [] == failures(roles.engine(url), roles.outbox(url))
 
 
+@pytest.mark.parametrize("more", ["", ", 'named'", ", null, 'stream'", ", null, 'share', false"])
+def test_a_producer_that_may_only_add_calls_the_function(roles: Roles, more: str) -> None:
+    """It has no rights of its own, but those of its caller."""
+    engine, stranger = roles.engine(roles.make(PRODUCER)), roles.engine(roles.make([]))
+    call = sa.text(f"SELECT outbox_enqueue('enos', '{{}}'::jsonb{more})")
+
+    for _ in range(2):
+        with engine.begin() as connection:
+            connection.execute(call)
+    with pytest.raises(ProgrammingError, match="permission denied"), stranger.begin() as connection:
+        connection.execute(call)
+
+
 def test_each_grant_of_a_producer_is_needed(roles: Roles, subtests: pytest.Subtests) -> None:
     url = roles.make(PRODUCER)
     engine, outbox = roles.engine(url), roles.outbox(url)

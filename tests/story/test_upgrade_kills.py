@@ -142,6 +142,9 @@ SCHEMA = {
         UNION ALL
         SELECT 'c', conrelid::regclass::name, conname, pg_get_constraintdef(oid), false, NULL, NULL, NULL
         FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT 'f', oid::regprocedure::name, proname, pg_get_functiondef(oid), false, NULL, NULL, NULL
+        FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND proname LIKE 'outbox%'
         ORDER BY 1, 2, 3
     """,
 }
