@@ -670,6 +670,14 @@ def nudging_column(name: str) -> ColumnElement[Any]:
 _NOTIFY = text("SELECT pg_notify(:channel, :name)").bindparams(channel=nudging.CHANNEL)
 
 
+def begin_to_write(connection: Connection) -> None:
+    """SQLite: let a caller's transaction begin, if it has not, since the driver begins none for a change of the schema."""
+    if connection.dialect.name == "sqlite":
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
 def lock_for_migration(connection: Connection) -> None:
     """Nobody else migrates this database before the transaction ends. SQLite's write lock is ours already."""
     if connection.dialect.name == "postgresql":

@@ -88,12 +88,14 @@ class DatabaseLooks:
     def schema(self) -> Iterator[Finding]:
         """Whether it is the one of this code. A newer one has all that this code asks for, an older one has not."""
         with self._database.read() as connection:
-            found = migrate.current(connection)
+            standing = migrate.standing(connection)
+        found = standing.revision
         self.has_tables = found is not None and found >= migrate.newest()
         if found == migrate.newest():
             yield ok(f"the schema is {found}, as this code needs")
         elif found is None or found < migrate.newest():
-            yield problem(f"the schema is {found or 'missing'}, this code needs {migrate.newest()}", "run: outbox db upgrade")
+            text = f"the schema is {found or 'missing'}, this code needs {migrate.newest()}"
+            yield problem(text, f"run: {standing.remedy}")
         else:
             text = f"the schema is {found}, newer than this code ({migrate.newest()}): its workers refuse to start"
             yield problem(text, "upgrade durable-outbox here")

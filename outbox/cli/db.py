@@ -15,16 +15,22 @@ def db() -> None:
 
 
 @db.command(epilog="Example: outbox db upgrade")
+@click.option("--sql", "only_print", is_flag=True, help="Only print the statements that would do so, from where it is now.")
 @json_option
 @click.pass_context
-def upgrade(ctx: click.Context, as_json: bool) -> None:
+def upgrade(ctx: click.Context, only_print: bool, as_json: bool) -> None:
     """Bring the database to the schema of this version. Safe to run again, and from several machines at once.
 
-    A spool that belongs to another database, or to this one before it was lost, is refused before anything is made.
+    A spool that belongs to another database, or to this one before it was lost, is refused before anything is made. So is a
+    database whose outbox schema is part of an application's own migrations: that application upgrades it.
     """
     from outbox import migrate
 
     outbox = outbox_of(ctx, migrated=False)
+    if only_print:
+        with naming_database(outbox):
+            click.echo(migrate.sql_from_here(outbox.database), nl=False)
+        return
     with naming_database(outbox):
         outbox.marks.check()  # an empty database beside the spool of one that was lost is not made
         before, after = migrate.upgrade(outbox.database)

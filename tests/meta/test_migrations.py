@@ -338,3 +338,53 @@ def test_without_our_help_a_host_applications_check_would_drop_our_tables(
 
     dropped = {each[1].name for each in found.value.diffs if each[0] == "remove_table"}
     assert dropped >= set(metadata.tables)
+
+
+FUNCTIONS = "SELECT count(*) FROM pg_proc WHERE proname = 'outbox_enqueue' AND pronamespace = to_regnamespace(:place)"
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("place", ["public", "ours"])
+def test_the_function_is_where_the_tables_are_and_goes_with_them(postgres_url: str, place: str) -> None:
+    """In whatever schema the search path of who migrates begins with."""
+    address = sa.make_url(postgres_url)
+    engine = sa.create_engine(address, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {place}"))
+    database = Database(address.update_query_dict({"options": f"-csearch_path={place}"}))
+
+    def functions() -> Any:
+        with engine.connect() as connection:
+            return connection.execute(sa.text(FUNCTIONS), {"place": place}).scalar()
+
+    migrate.upgrade(database)
+    made = functions()
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"SELECT {place}.outbox_enqueue('enos', '{{}}', 'a', 'pump')"))
+        found = connection.execute(sa.text(f"SELECT count(*) FROM {place}.outbox_message")).scalar()
+    with database.begin() as connection:
+        migrate.down(connection, to="outbox_0004")
+
+    assert (3, 1, 0) == (made, found, functions())
+    database.close()
+
+
+def test_the_statements_from_where_it_is_bring_it_to_the_newest(database: Database) -> None:
+    database.create()
+    with database.begin() as connection:
+        migrate.up(connection, to="outbox_0002")
+    script = migrate.sql_from_here(database)
+
+    raw = database.engine.raw_connection()
+    RUN_SCRIPT[database.kind](raw.driver_connection, script)
+    raw.commit()
+    raw.close()
+
+    assert "CREATE TABLE outbox_message" not in script
+    migrate.require_current(database)
+    assert [] == differences(database)
+    assert "" == migrate.sql_from_here(database)
+
+
+def test_of_a_database_that_is_not_there_they_are_those_from_nothing(database: Database) -> None:
+    assert migrate.sql(database.kind) == migrate.sql_from_here(database)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -99,6 +100,22 @@ def test_an_installed_wheel_delivers(outbox: Path, tmp_path: Path) -> None:
         listed = [json.loads(line) for line in command("list", "--json").splitlines()]
 
     assert [(message["destination"], message["state"]) for message in listed] == [("enos", "delivered")]
+
+
+def test_a_host_applications_alembic_takes_the_installed_migrations_along(outbox: Path, tmp_path: Path) -> None:
+    """By the name of their package, as docs/how-to/upgrade.md has it."""
+    page = (ROOT / "docs" / "how-to" / "upgrade.md").read_text("utf-8")
+    settings, env = (re.search(rf"^```{kind}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) for kind in ("ini", "python"))
+    assert settings is not None
+    assert env is not None
+    (tmp_path / "migrations" / "versions").mkdir(parents=True)
+    (tmp_path / "migrations" / "env.py").write_text(env.group(1), "utf-8")
+    (tmp_path / "alembic.ini").write_text(f"{settings.group(1)}sqlalchemy.url = sqlite:///outbox.db\n", "utf-8")
+
+    run(outbox.with_name("python"), "-m", "alembic", "upgrade", "heads", cwd=tmp_path)
+
+    (tmp_path / "outbox.toml").write_text(SETTINGS.format(port=1))
+    assert "found outbox_" in run(outbox, "db", "status", cwd=tmp_path)
 
 
 def run(*command: str | Path, cwd: Path | None = None, text: str | None = None) -> str:
