@@ -9,6 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := bench/.peers
+OLDEST := .lanes/sqlalchemy-2.0.40
+# What shows that a SQLAlchemy does: enqueue in all its ways, what claims and records, migrations; on both databases.
+ON_OLDEST := $(addprefix tests/,$(addprefix conformance/test_,store_arriving.py store_claiming.py store_recording.py store_shares.py \
+	store_streams.py claims.py rows_as_one_value.py) $(addprefix story/test_,enqueue_many.py dbapi.py plain_sql.py) \
+	meta/test_migrations.py meta/test_migrations_of_hosts.py)
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -17,7 +22,7 @@ export PYTHONUTF8 := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-merge test-all torture planted explore cover mutation steady scale bench bench-setup lint check demo docs migration wheel clean
+.PHONY: help setup test test-merge test-all test-oldest torture planted explore cover mutation steady scale bench bench-setup lint check demo docs migration wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
@@ -41,6 +46,15 @@ test-merge: setup ## the others that a change must pass to land: long ones, and 
 
 test-all: setup ## all of them at full size: the largest numbers whole, and the longest tests on both databases
 	OUTBOX_LONG=1 $(PYTEST) tests/$(only)
+
+test-oldest: setup $(OLDEST)/.ready ## on the oldest SQLAlchemy that pyproject.toml allows, in place of the one in .venv; in a minute
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -c 'import sqlalchemy; assert "$(OLDEST)".endswith(f"-{sqlalchemy.__version__}"), sqlalchemy'
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) $(ON_OLDEST)
+
+$(OLDEST)/.ready: pyproject.toml
+	@grep -q '"sqlalchemy>=$(lastword $(subst -, ,$(OLDEST))),' pyproject.toml || { echo 'OLDEST in the Makefile is not what pyproject.toml begins with'; exit 2; }
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(OLDEST) sqlalchemy==$(lastword $(subst -, ,$(OLDEST)))
+	@touch $@
 
 torture: setup ## kills, pauses and power cuts for so many minutes, and the table of what was lost: make torture MINUTES=30
 	$(BIN)/python -m tests.torture --minutes $(MINUTES)
@@ -103,5 +117,5 @@ wheel: setup ## source archive and wheel, into dist/
 	$(BIN)/python -m build -q --no-isolation
 
 clean: ## remove what the other commands made
-	rm -rf $(VENV) $(PEERS) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .lanes dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find outbox migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
