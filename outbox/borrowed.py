@@ -51,7 +51,10 @@ def lent(given: Any) -> Iterator[Connection]:
         raise ConfigurationError(_BEGIN_FIRST)
     with kind.plain(driver) as cursor:
         _handed.over = _Lent(driver, cursor)
-        connection = _engine(kind.url).connect()
+        try:
+            connection = _engine(kind.url).connect()
+        finally:
+            _handed.over = None
         try:
             connection.info.update(_remembered(driver))
             yield connection

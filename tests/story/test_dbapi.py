@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -208,6 +210,23 @@ def test_a_transaction_that_never_commits_wakes_nobody_and_leaves_nothing_behind
 
         place.receiver.wait_for(lambda each: len(each.accepted) == 1, 30)
         eventually(lambda: states(place.database) == {"a": State.DELIVERED})
+
+
+class Watched(sqlite3.Connection):
+    """One that a weak reference may be made to."""
+
+
+def test_nothing_holds_a_connection_that_its_owner_lets_go(sqlite_place: Place) -> None:
+    outbox, connection = sqlite_place.outbox(), driver_connection(sqlite_place.url, factory=Watched)
+    outbox.enqueue_dbapi(connection, "enos", event("a"), key="a")
+    connection.commit()
+    connection.close()
+    watched = weakref.ref(connection)
+
+    del connection
+    gc.collect()
+
+    assert watched() is None
 
 
 def test_an_error_of_the_database_comes_in_our_words(sqlite_place: Place) -> None:
