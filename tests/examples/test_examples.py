@@ -73,8 +73,8 @@ def test_django_commits_both_or_none_and_a_worker_delivers(
 ) -> None:
     place = {"SHOP_DIR": str(tmp_path)}
     if kind == "postgres":
-        found = sa.make_url(request.getfixturevalue("postgres_url"))
-        place["SHOP_POSTGRES"] = f"host={found.host} port={found.port} dbname={found.database} user={found.username}"
+        found = sa.make_url(request.getfixturevalue("postgres_url")).set(drivername="postgresql")
+        place["SHOP_POSTGRES"] = found.render_as_string(hide_password=False)
     manage = str(EXAMPLES / "django_shop" / "manage.py")
     run(manage, "migrate", "--run-syncdb", **place)
     run("-m", "outbox", "--app", "shop.delivery:outbox", "db", "upgrade", **place)

@@ -18,7 +18,7 @@ else:
         username=_database["USER"],
         password=_database.get("PASSWORD") or None,
         host=_database["HOST"],
-        port=int(_database["PORT"]) if _database["PORT"] else None,
+        port=_database["PORT"] or None,
         database=_database["NAME"],
     )
 _local = os.environ.get("ENOS_IS_LOCAL") == "1"  # a receiver on this machine, without TLS

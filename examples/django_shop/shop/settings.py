@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 BASE_DIR = Path(os.environ.get("SHOP_DIR", Path(__file__).parent.parent))
 SECRET_KEY = os.environ.get("SHOP_SECRET_KEY", "only for this example")
@@ -23,12 +24,13 @@ DATABASES = {
         },
     }
 }
-if url := os.environ.get("SHOP_POSTGRES"):  # "host=… dbname=… user=…"
-    options = dict(each.split("=", 1) for each in url.split())
+if url := os.environ.get("SHOP_POSTGRES"):  # postgresql://user:password@host:port/name
+    found = urlsplit(url)
     DATABASES["default"] = {
         "ENGINE": "django.db.backends.postgresql",
-        "NAME": options["dbname"],
-        "USER": options["user"],
-        "HOST": options["host"],
-        "PORT": options.get("port", ""),
+        "NAME": found.path.removeprefix("/"),
+        "USER": unquote(found.username or ""),
+        "PASSWORD": unquote(found.password or ""),
+        "HOST": found.hostname or "",
+        "PORT": found.port or "",
     }
