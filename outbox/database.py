@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 from sqlalchemy import (
     URL,
     ColumnElement,
     Connection,
+    Dialect,
     Engine,
     Text,
     bindparam,
@@ -64,6 +66,10 @@ _ASKED_OF_TRANSACTION = _ASKED.format(seconds=_IDLE_TIMEOUT, only_now="true")
 _POOLED = "outbox.pooled"
 #: And which destinations a Postgres transaction has notified of, with the transaction.
 _NOTIFIED = "outbox.notified"
+#: And which outbox's database it was found to be on.
+_BESIDE = "outbox.beside"
+#: The dialects of engines whose savepoints are part of a transaction; an engine and those made of it share theirs.
+_well_begun: WeakSet[Dialect] = WeakSet()
 #: Workers checkpoint far more often than this; it only bounds the WAL (about 80 MB) while none is running. SQLite before
 #: 3.51.3 can lose a race between two checkpointers, so in the normal course of things there is only one.
 _AUTOCHECKPOINT_PAGES = 20_000
@@ -226,6 +232,7 @@ def _prepared(engine: Engine, *, reads: bool = False) -> Engine:
             if not driver.in_transaction:
                 connection.exec_driver_sql("BEGIN")
 
+        _well_begun.add(engine.dialect)
         look_often(engine)
         engine.dispose()
     return engine
@@ -539,6 +546,19 @@ class Database:
         """The file of a SQLite database; None elsewhere."""
         return None if self._path is None else Path(self._path)
 
+    def require_same(self, connection: Connection) -> None:
+        """Raises ConfigurationError when a caller's SQLite database is not this one; asked once for each connection."""
+        known: dict[str, Any] = connection.info
+        if self._path is None or known.get(_BESIDE) == self._path:
+            return
+        there = None if connection.dialect.name != "sqlite" else _path_of(connection.engine.url)
+        if there not in (None, self._path) and Path(there).exists() and not Path(self._path).samefile(there):
+            raise ConfigurationError(
+                f"this transaction is on the database {there}, and the outbox on {self._path}: a message there would never be "
+                "delivered; give both the same database"
+            )
+        known[_BESIDE] = self._path
+
     def nudges(self) -> Nudges | None:
         """Where to wait for nudges; None where none can come. Whoever waits there closes it."""
         if self.kind == "postgresql":
@@ -705,6 +725,21 @@ def not_power_safe(connection: Connection, take_write_lock: Any) -> str | None:
             raise ConfigurationError(f"expected a SQLite or Postgres connection, got {connection.dialect.name!r}")
     fault: str | None = known["outbox.power_safe"]
     return fault
+
+
+def not_held_together(connection: Connection) -> str | None:
+    """Why what is written inside a savepoint might outlive a rollback of the transaction around it; None where it does not.
+
+    SQLite's driver in Python begins no transaction for a savepoint: if it comes first, releasing it commits what is in it.
+    """
+    if connection.dialect.name != "sqlite" or connection.get_nested_transaction() is None:
+        return None
+    if connection.dialect in _well_begun or getattr(connection.connection.driver_connection, "isolation_level", "") is None:
+        return None
+    return (
+        "a savepoint that SQLite's driver has begun no transaction for keeps what is in it when the transaction around it is "
+        "rolled back; call outbox.prepare(engine) once for your engine"
+    )
 
 
 def _require_transaction(connection: Connection) -> None:

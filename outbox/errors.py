@@ -69,7 +69,9 @@ class UnknownDestination(Refused):
         self.name = name
         self.declared = tuple(sorted(declared))
         known = ", ".join(self.declared) or "none"
-        super().__init__([Fault("", f"no destination named {repr(name)[:102]}; declared: {known}")])
+        own = getattr(name, "name", None)
+        wanted = f"expected the name of a destination, {own!r}, got the destination" if isinstance(own, str) else ""
+        super().__init__([Fault("", f"{wanted or f'no destination named {repr(name)[:102]}'}; declared: {known}")])
 
 
 class KeyConflict(OutboxError, ValueError):

@@ -26,6 +26,8 @@ KEY_LIMIT = 255
 OCTETS = "application/octet-stream"
 
 _CONTENT_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: Letters of a path that are told.
+_SHOWN = 200
 #: What is wrong with a file that has several names, where it matters which folder it is in.
 _LINKED = "has more than one name (hard links), and another may lie outside the allowed roots; give a copy of it"
 _NONE = re.compile(r"(?<![A-Za-z0-9])None(?![A-Za-z0-9])")
@@ -352,13 +354,21 @@ def offer(name: object, source: object, roots: Sequence[Path], place: str = "") 
     return faults or Offered(name, taken, filename, content_type, size, rooted=bool(roots), place=place)
 
 
+def _placed(given: str | bytes) -> str:
+    """A path as it was given, and where it begins if it does not say so itself; its end, if it is long."""
+    path = os.fsdecode(given)
+    shown = path if len(path) <= _SHOWN else f"…{path[-_SHOWN:]}"
+    return shown if Path(path).is_absolute() else f"{shown} in {Path.cwd()}"
+
+
 def _look(where: str, given: str | bytes, roots: Sequence[Path]) -> tuple[Path, int] | Fault:
     """The real path of a readable regular file inside the allowed roots, and its size."""
     try:
         path = Path(os.fsdecode(given)).resolve(strict=True)
         found = path.stat()
     except (OSError, ValueError, RuntimeError) as error:
-        return Fault(where, f"cannot be read: {getattr(error, 'strerror', None) or 'it is not a usable path'}")
+        words = getattr(error, "strerror", None)
+        return Fault(where, f"cannot be read: {f'{words} ({_placed(given)})' if words else 'it is not a usable path'}")
     if roots and not any(path.is_relative_to(root) for root in roots):
         return Fault(where, "is outside the allowed roots")
     if not stat.S_ISREG(found.st_mode):

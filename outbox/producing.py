@@ -17,7 +17,15 @@ from sqlalchemy.exc import DBAPIError
 from outbox import entering, intake
 from outbox.ambient import Ambient
 from outbox.callers import connection_of, require_async, require_sync
-from outbox.database import Database, in_our_words, insert_may_nudge, missing_tables, not_power_safe, nudge_at_commit
+from outbox.database import (
+    Database,
+    in_our_words,
+    insert_may_nudge,
+    missing_tables,
+    not_held_together,
+    not_power_safe,
+    nudge_at_commit,
+)
 from outbox.destinations.base import Destination
 from outbox.errors import NO_SCHEMA, DurabilityWarning, NotDurable, OutOfRoom, Refused, SchemaError
 from outbox.hooks import Hooks
@@ -227,6 +235,7 @@ class Producing:
         connection: Connection | None = None
         try:
             connection = connection_of(session)
+            self.database.require_same(connection)
             self._mind_durability(connection)
             self.room.admit_inside(connection, ready.text)
             by_itself = self.nudge and insert_may_nudge(connection, name)
@@ -258,7 +267,7 @@ class Producing:
         self.hooks.withdraw(connection, ids)
 
     def _mind_durability(self, connection: Connection) -> None:
-        fault = not_power_safe(connection, arriving.TAKE_WRITE_LOCK)
+        fault = not_power_safe(connection, arriving.TAKE_WRITE_LOCK) or not_held_together(connection)
         if fault is None or self._durability == "ignore":
             return
         if self._durability == "strict":

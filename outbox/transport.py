@@ -529,15 +529,27 @@ def _read_bounded(response: BaseHTTPResponse, fuse: Fuse) -> tuple[bytes, bool]:
 
 def _cause(error: Exception) -> BaseException:
     """The innermost cause of an error."""
+    return _causes(error)[-1]
+
+
+def _causes(error: Exception) -> list[BaseException]:
+    """An error, what caused it, and so on."""
     cause: BaseException = error
-    seen = set()
-    while id(cause) not in seen:
-        seen.add(id(cause))
+    found: list[BaseException] = []
+    while not any(each is cause for each in found):
+        found.append(cause)
         inner = getattr(cause, "reason", None)
         if not isinstance(inner, BaseException):
             inner = next((arg for arg in cause.args if isinstance(arg, BaseException)), None)
         cause = inner or cause.__cause__ or cause
-    return cause
+    return found
+
+
+def _unreached(error: Exception) -> str:
+    """Where a connection should have gone that was never made: to the destination, or to a proxy."""
+    never = next((each for each in _causes(error) if isinstance(each, NewConnectionError)), None)
+    connection: Any = getattr(never, "conn", None)
+    return "" if connection is None else f" ({connection.host}:{connection.port})"
 
 
 def _took_us_for_a_stranger(error: Exception) -> bool:
@@ -552,7 +564,7 @@ def _in_words(error: Exception) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         out_of_time = isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _OUT_OF_TIME
         doubt = ", unless this machine's clock is wrong" if out_of_time else ""
-        return f"{type(cause).__name__}: {cause.strerror}{doubt}"
+        return f"{type(cause).__name__}: {cause.strerror}{_unreached(error)}{doubt}"
     if isinstance(cause, TransportError):
         return str(cause)
     # What is said of a header that is refused holds the header's value, and of an address all of that, which may be a proxy's.

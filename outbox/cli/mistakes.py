@@ -52,6 +52,8 @@ def meant(word: str, known: Iterable[str]) -> str:
 def _words(error: click.UsageError) -> str:
     match error:
         case click.NoSuchOption():
+            if (usage := _usage_of_all(error)) is not None:
+                return f"{error.option_name} stands before the command: {usage}"
             known = [each for option in _options(error) for each in (*option.opts, *option.secondary_opts)]
             return f"there is no option {error.option_name}{meant(error.option_name, known)}"
         case click.MissingParameter():
@@ -66,6 +68,18 @@ def _words(error: click.UsageError) -> str:
         case _:
             found = _UNEXPECTED.search(error.message)
             return f"unexpected argument: {found[1]}" if found else error.message
+
+
+def _usage_of_all(error: click.NoSuchOption) -> str | None:
+    """How an option is used that all commands have in common; None if it is none of those."""
+    if error.ctx is None or (root := error.ctx.find_root()) is error.ctx:
+        return None
+    options = (each for each in root.command.get_params(root) if isinstance(each, click.Option))
+    found = next((each for each in options if error.option_name in each.opts), None)
+    if found is None:
+        return None
+    value = "" if found.is_flag else f" {found.make_metavar(root)}"
+    return f"{root.command_path} {error.option_name}{value} {error.ctx.info_name}"
 
 
 def _options(error: click.UsageError) -> list[click.Option]:

@@ -193,15 +193,22 @@ def drain(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
         emit({"left": left, "put_off": put_off})
     else:
         for name in working.destinations:
-            say(f"{name}: {_left(counts.get(name) or looking.nothing(), put_off[name])}")
+            say(f"{name}: {_left(counts.get(name) or looking.nothing(), put_off[name], name)}")
     if any(left.values()) or any(put_off.values()):
         ctx.exit(LEFT_BEHIND)
 
 
-def _left(counts: Mapping[str, Any], put_off: int) -> str:
+#: Why a destination sends nothing for now.
+_STOPPED = {"pause": "it is paused", "credentials": "our credentials are refused", "reject_streak": "it refuses everything"}
+
+
+def _left(counts: Mapping[str, Any], put_off: int, name: str) -> str:
     """What a destination has left when nothing more can be done."""
     why = ""
-    if counts["due"] and not (counts["stop"] or counts["open_until"]):
+    if counts["due"] and (counts["stop"] or counts["open_until"]):
+        stopped = _STOPPED.get(counts["stop"] or "", "it is left alone for a while, since it failed")
+        why = f": {stopped} (outbox explain {name}); to try it at once: outbox resume {name}"
+    elif counts["due"]:
         held = [kind for kind in ("paused", "blocked") if counts[f"{kind}_keys"]]
         why = f" behind ordering keys that are {' or '.join(held)}" if held else ""
     left = f"{counts['due']:,} left{why}" if counts["due"] else "nothing left"

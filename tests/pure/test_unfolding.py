@@ -148,7 +148,7 @@ def test_what_is_wrong_with_a_file_is_told_where_it_stands(tmp_path: Path) -> No
     found = refused(event(events={"crack": parameters}, tint=File(b"")), enos(max_file_bytes=5))
 
     assert {
-        "events.crack.gone": "cannot be read: No such file or directory",
+        "events.crack.gone": f"cannot be read: No such file or directory ({tmp_path / 'gone'})",
         "events.crack.long": "has 6 bytes; enos takes at most 5",
         "events.crack.odd": "'no type' is not a content type such as image/jpeg",
         "events.crack.folder": "is not a regular file but a directory",

@@ -468,7 +468,8 @@ def test_what_is_no_file_is_not_spooled_ahead_either(door: Door) -> None:
     with pytest.raises(Refused) as caught:
         door.outbox.spool(door.folder / "missing.jpg")
 
-    assert (Fault("files.file", "cannot be read: No such file or directory"),) == caught.value.faults
+    missing = door.folder / "missing.jpg"
+    assert (Fault("files.file", f"cannot be read: No such file or directory ({missing})"),) == caught.value.faults
     assert [] == door.kept
 
 

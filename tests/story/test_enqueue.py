@@ -1,5 +1,6 @@
 """Same transaction: what the caller commits is due, and of what it does not commit nothing stays."""
 
+import contextlib
 import io
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from outbox import (
+    ConfigurationError,
     DurabilityWarning,
     KeyConflict,
     Lane,
@@ -283,6 +285,51 @@ def test_a_conflict_does_not_commit_the_callers_work(database_url: str, place: P
 
     plain.dispose()
     assert [] == host_names(place)
+
+
+def test_an_enqueue_into_another_database_than_the_outboxs_is_refused(sqlite_place: Place, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    other.write_bytes(sqlite_place.database.path.read_bytes() if sqlite_place.database.path else b"")
+    outbox, elsewhere = sqlite_place.outbox(), caller_engine(f"sqlite:///{other}")
+
+    with (
+        elsewhere.begin() as connection,
+        pytest.raises(ConfigurationError, match=r"on the database .*other\.db, and"),
+    ):
+        outbox.enqueue(connection, "enos", event())
+
+    elsewhere.dispose()
+    assert {} == states(sqlite_place.database)
+
+
+def test_an_enqueue_by_another_name_of_the_same_database_is_none_into_another(sqlite_place: Place, tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(str(sqlite_place.database.path))
+    outbox, linked = sqlite_place.outbox(), caller_engine(f"sqlite:///{tmp_path / 'link.db'}")
+
+    with linked.begin() as connection:
+        outbox.enqueue(connection, "enos", event("a"), key="a")
+
+    linked.dispose()
+    assert {"a": State.PENDING} == states(sqlite_place.database)
+
+
+@pytest.mark.parametrize("make", [sa.create_engine, lambda url: prepare(sa.create_engine(url))], ids=["as it is", "prepared"])
+def test_a_savepoint_that_might_outlive_its_transaction_is_refused_where_that_is_asked_for(
+    sqlite_place: Place, make: Callable[[str], sa.Engine]
+) -> None:
+    outbox, engine = sqlite_place.outbox(durability="strict"), make(sqlite_place.url)
+    refused: list[NotDurable] = []
+
+    with Session(engine) as session, contextlib.suppress(RuntimeError), session.begin(), session.begin_nested():
+        try:
+            enqueue(outbox, session)
+        except NotDurable as error:
+            refused.append(error)
+        raise RuntimeError("the caller failed")
+
+    engine.dispose()
+    assert ["savepoint" in str(each) for each in refused] == ([True] if make is sa.create_engine else [])
+    assert {} == states(sqlite_place.database)
 
 
 def test_no_savepoint_and_no_commit_is_ever_ours(place: Place, outbox: Outbox, statements: Statements) -> None:
