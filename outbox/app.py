@@ -156,6 +156,23 @@ class Outbox(Operations, Producing, Explaining, Views, Hookable):
         """
         return self.care.free_files()
 
+    def at(self, database: str | URL | Engine | AsyncEngine, *, spool: str | os.PathLike[str] | Spool) -> Outbox:
+        """An outbox with the same destinations, rules and hooks in another place: for a test, or a second database."""
+        other = Outbox(
+            database,
+            spool=spool,
+            destinations=self.destinations.values(),
+            roots=self._roots,
+            durability=self._durability,
+            retention=self.retention,
+            quota=self.quota,
+            reserve=self.room.reserve,
+            nudge=self.nudge,
+            ambient=self.ambient,
+        )
+        other.hooks = self.hooks
+        return other
+
     def close(self) -> None:
         """Close our own connections; the caller's are the caller's."""
         self.database.close()

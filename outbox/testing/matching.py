@@ -26,6 +26,12 @@ class Wanted:
     ordering_key: str | None = None
     files: Collection[str] | Mapping[str, bytes] | None = None
 
+    def __post_init__(self) -> None:
+        contents = self.files.items() if isinstance(self.files, Mapping) else ()
+        for name, content in contents:
+            if not isinstance(content, bytes | bytearray | memoryview):
+                raise TypeError(f"expected the bytes of the file {name!r}, got {type(content).__name__}; read it first")
+
     def differences(self, message: KeptMessage) -> list[str]:
         """In what a message differs; nothing if it is one of those that are wanted."""
         found = [f"it is for {message.destination}"] if message.destination != self.destination else []
@@ -76,7 +82,7 @@ def explained(wanted: Wanted, number: int | None, found: int, there: Sequence[Ke
     """Why the messages that are there are not those that were wanted: the nearest first."""
     expected = "no message" if number is None else f"{found} of {number} messages"
     if not there:
-        return f"{expected} ({wanted}); nothing was enqueued"
+        return f"{expected} ({wanted}); nothing was enqueued, or not committed yet: session= looks through a transaction"
     ranked = sorted(((wanted.differences(each), each) for each in there), key=lambda pair: (len(pair[0]), pair[1].id))
     lines = [f"{expected} ({wanted}); what was enqueued, nearest first:"]
     lines += [f"  {described(each)}: {'; '.join(differences) or 'as wanted'}" for differences, each in ranked[:_TOLD]]

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def outbox_app() -> Outbox | None:
-    """The outbox that is tested. Override it to give your program's own, on a database that is the test's alone.
+    """The outbox that is tested. Override it to give your program's own.
 
-    A SQLite database that is not there is made; any other must have been migrated.
+    One on a SQLite file is moved, for the test, to a database and a spool of the test's alone, unless it is below `tmp_path`:
+    then its database is made if it is not there. One on Postgres stays; its database must be the test's alone, and migrated.
     """
     return None
 
@@ -46,17 +47,18 @@ def outbox_tester(
     from outbox.testing import making
     from outbox.testing.tester import OutboxTester
 
-    if outbox_app is None:
-        template: Path = request.getfixturevalue("_outbox_template")
-        made = making.fresh(template, tmp_path_factory.mktemp("outbox"), request.getfixturevalue("outbox_destinations"))
-    else:
-        made = making.ready(outbox_app)
+    template: Path = request.getfixturevalue("_outbox_template")
+    folder = tmp_path_factory.mktemp("outbox")
+    if outbox_app is not None:
+        with making.in_place(outbox_app, template, folder) as app, OutboxTester(app) as tester:
+            yield tester
+        return
+    made = making.fresh(template, folder, request.getfixturevalue("outbox_destinations"))
     try:
         with OutboxTester(made) as tester:
             yield tester
     finally:
-        if outbox_app is None:
-            made.close()
+        made.close()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,48 @@ def inspect(outbox, session, asset, photo):
     outbox.enqueue(session, "enos", payload, files={"photo": photo}, key=f"inspection-{asset}")
 """
 
+GLOBAL = """
+import pytest
+from pathlib import Path
+import shop_of_one
+
+@pytest.fixture
+def outbox_app():
+    return shop_of_one.outbox
+
+def test_a_programs_own_outbox_is_moved_for_the_test(outbox_tester):
+    with outbox_tester.session() as session:
+        shop_of_one.inspect(session, "turbine-7")
+
+    assert outbox_tester.outbox is shop_of_one.outbox
+    outbox_tester.assert_enqueued("enos", key="inspection-turbine-7")
+    assert not Path("shop.db").exists()
+
+def test_the_next_test_finds_nothing_of_it(outbox_tester):
+    outbox_tester.assert_nothing_enqueued()
+
+def test_it_is_back_where_it_was():
+    assert "shop.db" == shop_of_one.outbox.database.path.name
+    assert {"enos"} == set(shop_of_one.outbox.destinations)
+
+def test_an_engine_that_stays_behind_is_noticed(outbox_tester):
+    from outbox import ConfigurationError
+    from sqlalchemy import create_engine
+    Path("shop.db").touch()
+    with create_engine("sqlite:///shop.db").begin() as connection:
+        with pytest.raises(ConfigurationError, match="shop.db, and the outbox on"):
+            shop_of_one.inspect(connection, "turbine-8")
+"""
+
+SHOP_OF_ONE = """
+import shop
+
+outbox = shop.made("sqlite:///shop.db", "spool")
+
+def inspect(session, asset):
+    shop.inspect(outbox, session, asset, b"bytes")
+"""
+
 AT_ONCE = """
 def test_it_works_at_once(outbox_tester):
     with outbox_tester.session() as session:
@@ -174,3 +216,9 @@ def test_a_project_that_does_not_use_it_loads_nothing(tmp_path: Path) -> None:
     done = run(tmp_path, {"test_nothing.py": NOTHING})
 
     assert 0 == done.returncode, done.stdout + done.stderr
+
+
+def test_a_programs_own_outbox_is_tested_without_touching_its_database(tmp_path: Path) -> None:
+    done = run(tmp_path, {"shop.py": SHOP, "shop_of_one.py": SHOP_OF_ONE, "test_global.py": GLOBAL})
+
+    assert (0, True) == (done.returncode, "4 passed" in done.stdout), done.stdout + done.stderr

@@ -564,3 +564,10 @@ def test_every_name_of_the_package_has_a_home() -> None:
 
     assert set(outbox.testing.__all__) == set(outbox.testing._HOME_OF)
     assert all(getattr(outbox.testing, name) is not None for name in outbox.testing.__all__)
+
+
+def test_a_path_where_bytes_are_expected_is_told(outbox_tester: OutboxTester) -> None:
+    enqueue(outbox_tester)
+
+    with pytest.raises(TypeError, match="expected the bytes of the file 'photo', got str; read it first"):
+        outbox_tester.assert_enqueued("test", files={"photo": "photo.jpg"})  # type: ignore[dict-item]
