@@ -38,11 +38,16 @@ def adds_up(news: list[News]) -> None:
 
 def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
     """On Postgres, and more of them, where a change is about to land."""
-    news = tortured("kills", "kills", 10, tmp_path, kind="sqlite", scene=kills.BRIEF)
+    acknowledged = 0
+    for once in range(3):  # on a busy machine each producer may be killed before its first commit: that shows nothing
+        (folder := tmp_path / str(once)).mkdir()
+        news = tortured("kills", "kills", 10, folder, kind="sqlite", scene=kills.BRIEF)
+        adds_up(news)
+        assert 10 <= sum(each.counts["kills"] for each in news)
+        if acknowledged := sum(each.ledger["acknowledged"] for each in news):
+            break
 
-    adds_up(news)
-    assert 10 <= sum(each.counts["kills"] for each in news)
-    assert 0 < sum(each.ledger["acknowledged"] for each in news)
+    assert 0 < acknowledged
 
 
 @pytest.mark.merge
