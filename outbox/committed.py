@@ -28,7 +28,8 @@ def after_commit(connection: Connection, call: Call) -> None:
     savepoint counts if SQLAlchemy made it, and not if it was written as SQL. What is called must not raise, nor use this
     connection: its commit has just been done, and not yet been told to whoever asked for it.
     """
-    _listen(connection.dialect)
+    if not getattr(connection.dialect, "_outbox_listens", False):  # and no lock, which a child might inherit locked
+        _listen(connection.dialect)
     connection.info.setdefault(_WAITING, []).append(call)
 
 
@@ -62,9 +63,15 @@ class _Wraps:
         original: Callable[..., None] = getattr(self._dialect, name)
 
         def end(connection: Any, *args: Any, **named: Any) -> None:
-            original(connection, *args, **named)  # what raises here is followed by a rollback
             known: dict[str, Any] = connection.info
+            # Out of the way: to commit in two phases, some roll back what they began for the second.
             calls: list[Call] = known.pop(_WAITING, [])
+            try:
+                original(connection, *args, **named)
+            except BaseException:
+                if calls:  # what raises is followed by a rollback, or tried again
+                    known[_WAITING] = calls
+                raise
             known.pop(_SAVEPOINTS, None)
             if committed:
                 for call in calls:

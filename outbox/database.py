@@ -744,10 +744,13 @@ def not_held_together(connection: Connection) -> str | None:
 
 def _require_transaction(connection: Connection) -> None:
     """Raises ConfigurationError on a connection that commits each statement by itself, where nothing belongs together."""
-    driver = connection.connection.driver_connection
+    pooled = connection.connection
+    driver, adapted = pooled.driver_connection, pooled.dbapi_connection
     # SQLite's driver leaves transactions to its user when it has no isolation level, and then there must be one by now.
     left_alone = getattr(driver, "isolation_level", "") is None and getattr(driver, "in_transaction", True) is False
-    if getattr(driver, "autocommit", False) is True or (left_alone and connection.dialect.name == "sqlite"):
+    # Of those that are awaited, asyncpg does not know it itself: what SQLAlchemy puts around it does.
+    by_itself = driver if adapted is driver or hasattr(driver, "autocommit") else adapted
+    if getattr(by_itself, "autocommit", False) is True or (left_alone and connection.dialect.name == "sqlite"):
         raise ConfigurationError(
             "this connection is in autocommit mode: a message would be there before its files; use one with transactions"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import threading
@@ -262,9 +263,10 @@ class Producing:
 
     def _withdraw(self, session: Caller, ids: Sequence[int]) -> None:
         """Take back what was added, since the rest of it cannot be."""
-        connection = connection_of(session)
-        entering.withdraw(connection, ids, self.ambient.now())
-        self.hooks.withdraw(connection, ids)
+        with contextlib.suppress(Exception):  # of a connection that is lost the transaction is, too: what was raised says so
+            connection = connection_of(session)
+            entering.withdraw(connection, ids, self.ambient.now())
+            self.hooks.withdraw(connection, ids)
 
     def _mind_durability(self, connection: Connection) -> None:
         fault = not_power_safe(connection, arriving.TAKE_WRITE_LOCK) or not_held_together(connection)

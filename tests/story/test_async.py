@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from outbox import Entry, NotDurable, Outbox, Refused, SpoolError, State, prepare
+from outbox.errors import ConfigurationError
 from outbox.policy import HANDFUL
 from outbox.tables import message
 from tests.factories import KINDS, an_outbox, count, event, states
@@ -111,6 +112,43 @@ async def test_of_many_of_which_one_is_refused_none_is_added(place: Place, outbo
             await outbox.aenqueue_many(session, "enos", many if how == "a list" else generate())
 
     assert {} == states(place.database)
+
+
+async def test_who_is_cancelled_in_the_midst_of_many_hears_of_that_and_nothing_is_added(place: Place, outbox: Outbox) -> None:
+    """What their connection then says is not what happened: a timeout must stay one."""
+    async with async_engine(place.url) as engine:
+        inserted = 0
+
+        @sa.event.listens_for(engine.sync_engine, "before_cursor_execute")
+        def cancel_the_second(*given: Any) -> None:
+            nonlocal inserted
+            inserted += "INSERT INTO outbox_message" in given[2]
+            if inserted == 2:
+                enqueuing.cancel()
+
+        async def enqueue() -> None:
+            async with AsyncSession(engine) as session, session.begin():
+                await outbox.aenqueue_many(session, "enos", (event() for _ in range(HANDFUL + 1)))
+
+        enqueuing = asyncio.create_task(enqueue())
+        with pytest.raises(asyncio.CancelledError):
+            await enqueuing
+
+    assert (2, {}) == (inserted, states(place.database))
+
+
+@pytest.mark.postgres
+async def test_a_connection_of_asyncpg_without_transactions_is_refused(postgres_place: Place) -> None:
+    pytest.importorskip("asyncpg")
+    outbox = postgres_place.outbox()
+    url = awaited(postgres_place.url).set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        with pytest.raises(ConfigurationError, match="autocommit mode"):
+            await outbox.aenqueue(connection, "enos", event("a", "photo"), files=PHOTO)
+    await engine.dispose()
+
+    assert ({}, []) == (states(postgres_place.database), postgres_place.spooled())
 
 
 async def test_an_error_of_the_spool_leaves_the_transaction_usable(place: Place, outbox: Outbox) -> None:

@@ -368,3 +368,18 @@ def test_a_generator_of_many_costs_no_more_memory_than_a_handful_and_what_became
     assert number == len(enqueued) == count(place.database, message)
     handful = 8 * HANDFUL * 2 * len(filler)  # a document of a handful, and what it is made from
     assert peak < handful + 250 * number
+
+
+def test_who_loses_the_connection_in_the_midst_of_many_hears_of_that(place: Place, outbox: Outbox) -> None:
+    with place.engine.connect() as connection:
+
+        def generate() -> Iterator[Any]:
+            for _ in range(HANDFUL):
+                yield event()
+            connection.invalidate()
+            raise ZeroDivisionError("the network is gone")
+
+        with pytest.raises(ZeroDivisionError, match="the network is gone"):
+            outbox.enqueue_many(connection, "enos", generate())
+
+    assert {} == states(place.database)
