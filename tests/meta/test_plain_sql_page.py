@@ -65,6 +65,21 @@ def test_the_trigger_for_sqlite_enqueues_what_is_delivered(migrated_sqlite_url: 
     assert {"order-7": State.DELIVERED} == delivered(migrated_sqlite_url, tmp_path)
 
 
+@pytest.mark.parametrize("how", ["REPLACE", "IGNORE"])
+def test_the_trigger_for_sqlite_takes_no_message_away_and_leaves_none_out(migrated_sqlite_url: str, how: str) -> None:
+    """What resolves the conflicts of an INSERT holds for those of the triggers that it sets off."""
+    with closing(sqlite3.connect(str(sa.make_url(migrated_sqlite_url).database), isolation_level=None)) as connection:
+        connection.executescript(plain.of_sqlite("trigger"))
+        connection.execute("DELETE FROM orders")
+        with pytest.raises(sqlite3.IntegrityError, match="no message for this order"):
+            connection.execute(f"INSERT OR {how} INTO orders VALUES (7, 'turbine-8', 9)")
+
+        kept = connection.execute("SELECT id, payload ->> '$.assetId' FROM outbox_message").fetchall()
+        orders = connection.execute("SELECT count(*) FROM orders").fetchone()
+
+    assert ([(1, "turbine-7")], (0,)) == (kept, orders)
+
+
 def test_the_statements_for_sqlite_refuse_what_is_no_json_and_what_has_no_key(migrated_sqlite_url: str) -> None:
     database = Database(migrated_sqlite_url)
     for wrong in ({"payload": "{a: 1}"}, {"payload": "{}", "key": None}, {"payload": "{}", "lane": "fast"}):
