@@ -237,6 +237,7 @@ class Claims:
 
         Where uploads are counted, only the first is answered; the others are to ask again, when that one is committed.
         """
+        self._expired.here = ()  # those of a claim that was rolled back did not expire
         view = self.look(connection, name)
         batches = self._claim(connection, name, asks, view)
         if view.marks and not any(batches):  # what there is lies before them
@@ -251,6 +252,7 @@ class Claims:
 
         If there is any batch, the statement that begins its delivery has ended those that are over.
         """
+        self._expired.here = ()
         batches = self._claim(connection, name, asks, view, along=True, ended=ended)
         if view.marks and not any(batches):
             self._marks.drop(name)
@@ -284,7 +286,6 @@ class Claims:
         ended: Sequence[Ended] = (),
     ) -> list[Batch | None]:
         policy = self._destinations[name].policy
-        self._expired.here = ()  # those of a claim that was rolled back did not expire
         when = self.when(name)
         worker, seen = view.worker, view.outlook.standing
         bucket = None
@@ -374,6 +375,7 @@ class Claims:
 
     def expire(self) -> int:
         """Give up messages whose time is over, wherever they wait; returns how many."""
+        self._expired.here = ()
         when = self._time.read()
         if not plausible(when.chosen):
             return 0

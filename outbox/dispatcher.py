@@ -402,11 +402,13 @@ class Dispatcher:
             if with_files and self.free_after is not None:
                 recording.free_later(connection, with_files, when.now + self.free_after)
             ended = [Ended(each.delivery, outcome(each.verdict), fit_for_a_row(each.verdict.facts)) for each in results]
-            batches = self._claim_along(connection, name, lanes, view, recorded, ended) if view and well else []
+            along = view if well else None
+            batches = self._claim_along(connection, name, lanes, along, recorded, ended) if along else []
             hold.extend(each.delivery for each in batches if each is not None)
             if not any(batches):
                 deliveries.end(connection, name, worker, ended, when.now)
-        self._tell_expired()
+        if along:
+            self._tell_expired()
         if claimed is not None:
             claimed += batches
         with self._lock:

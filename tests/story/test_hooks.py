@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from outbox import Entry, News, Outbox, Reason, State, Worker
+from outbox import Entry, Lane, News, Outbox, Policy, Reason, State, Worker
 from outbox.errors import KeyConflict
 from outbox.exchange import Upload
 from outbox.model import Batch, Message, Outcome
@@ -359,6 +359,51 @@ def test_a_message_whose_time_is_over_is_dead_without_an_attempt(place: Place, o
 
     assert [("a", "expired"), ("b", "expired"), ("c", "expired")] == [(each.key, each.reason) for each in died]
     assert [] == tried
+
+
+def test_what_was_rolled_back_did_not_die(place: Place, outbox_here: Outbox, hand: Hand) -> None:
+    """What is recorded and what is claimed next are one transaction, and a commit may fail."""
+    died: list[tuple[str, str]] = []
+    outbox_here.on_dead(lambda news: died.append((news.key, states(place.database)[news.key])))
+    place.enqueue(outbox_here, "a")
+    commits = []
+
+    def fail_once() -> list[Lane]:
+        if not commits:
+            place.enqueue(outbox_here, "b", expires_at=place.clock.wall + timedelta(seconds=5))
+            place.clock.move(6)
+            sa.event.listen(outbox_here.database.engine, "commit", fail)
+        return [Lane.NORMAL]
+
+    def fail(connection: sa.Connection) -> None:
+        commits.append(connection)
+        if len(commits) == 1:
+            raise sa.exc.OperationalError("COMMIT", None, Exception("the server is gone"))
+
+    asked = iter([lambda: [Lane.NORMAL], fail_once])
+    with pytest.raises(sa.exc.OperationalError):
+        hand.dispatcher.work("enos", lambda: next(asked)())
+    hand.dispatcher.record_leftovers()
+    before = list(died)
+    hand.turn()
+
+    assert ([], [("b", "dead")]) == (before, died)
+
+
+def test_who_looks_twice_in_one_claim_tells_of_all_that_it_gave_up(place: Place) -> None:
+    outbox = place.outbox(Policy(batch_messages=1), clock=place.clock)
+    hand = place.hand(outbox)
+    died: list[News] = []
+    outbox.on_dead(died.append)
+    place.enqueue(outbox, "a")
+    place.clock.move(0.1)
+    place.enqueue(outbox, "b", expires_at=place.clock.wall + timedelta(seconds=1))
+    hand.turn()  # and where it ended the next one begins to look
+    place.clock.move(1.5)
+
+    hand.turn()
+
+    assert ({"a": "delivered", "b": "dead"}, ["b"]) == (states(place.database), keys(died))
 
 
 def test_a_rescue_tells_for_the_worker_that_is_gone(place: Place, outbox_here: Outbox, hand: Hand) -> None:
