@@ -97,8 +97,9 @@ def _engine(url: str) -> Engine:
     return Engine(NullPool(lambda: _handed.over, reset_on_return=None), dialect, address, hide_parameters=True)
 
 
-#: What need not be found out again for each message: how durable a session is. Nothing that belongs to a transaction.
-_REMEMBER = ("outbox.power_safe",)
+#: What need not be found out again for each message: how durable a session is, and whether its database may grow. Nothing that
+#: belongs to a transaction; and both or none: asking for the first is what begins to write, before the second is read.
+_REMEMBER = ("outbox.power_safe", "outbox.pages_limited")
 _known: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 

@@ -216,6 +216,22 @@ class Watched(sqlite3.Connection):
     """One that a weak reference may be made to."""
 
 
+def test_every_message_begins_with_a_write_so_that_no_other_writer_locks_it_out(sqlite_place: Place) -> None:
+    """A transaction of SQLite's that reads first cannot write any more when somebody else did so in between."""
+    outbox = sqlite_place.outbox()
+    heard: list[str] = []
+    with contextlib.closing(driver_connection(sqlite_place.url, factory=Watched, isolation_level=None)) as connection:
+        for _ in range(2):
+            connection.execute("BEGIN")
+            connection.set_trace_callback(heard.append)
+            outbox.enqueue_dbapi(connection, "enos", event("a"))
+            connection.set_trace_callback(None)
+            connection.execute("COMMIT")
+            first, *_ = heard
+            heard.clear()
+            assert first.startswith(("UPDATE", "INSERT"))
+
+
 def test_nothing_holds_a_connection_that_its_owner_lets_go(sqlite_place: Place) -> None:
     outbox, connection = sqlite_place.outbox(), driver_connection(sqlite_place.url, factory=Watched)
     outbox.enqueue_dbapi(connection, "enos", event("a"), key="a")
