@@ -22,6 +22,7 @@ _BEGIN_FIRST = (
     "this connection has no transaction, and would commit a message by itself: begin one first; with sqlite3 execute BEGIN "
     "IMMEDIATE, with psycopg use connection.transaction(), in Django transaction.atomic()"
 )
+_OUT_OF_THE_PIPELINE = "this connection is in pipeline mode, where no statement is answered at once: leave connection.pipeline() first"
 #: From a cursor, through what a framework puts around it, to the connection: no more steps than so many.
 _STEPS = 5
 
@@ -44,7 +45,7 @@ def lent(given: Any) -> Iterator[Connection]:
     """SQLAlchemy's view of a DB-API connection, or of a cursor's: of sqlite3, or psycopg 3, or what Django puts around them.
 
     What is executed on it is part of the transaction that is there, which only its owner commits or rolls back. Raises
-    ConfigurationError where there is none, and TypeError for anything else.
+    ConfigurationError where there is none, and in psycopg's pipeline mode, and TypeError for anything else.
     """
     driver, kind = _driver_of(given)
     if not kind.in_transaction(driver):
@@ -159,6 +160,8 @@ def _plain_sqlite(driver: sqlite3.Connection) -> Iterator[Callable[[], Any]]:
 
 
 def _server_in_transaction(driver: Any) -> bool:
+    if driver.info.pipeline_status:  # we would take a row that is on its way for none, and go on
+        raise ConfigurationError(_OUT_OF_THE_PIPELINE)
     idle = driver.info.transaction_status == sys.modules["psycopg"].pq.TransactionStatus.IDLE
     return not (driver.autocommit and idle)
 

@@ -129,6 +129,18 @@ def test_a_block_of_psycopgs_on_an_autocommit_connection_is_a_transaction(postgr
     assert {"a": State.PENDING, "b": State.PENDING} == states(postgres_place.database)
 
 
+@pytest.mark.postgres
+def test_in_pipeline_mode_it_is_refused_before_anything_is_written(postgres_place: Place) -> None:
+    """What is on its way would be committed, and its files would not be there."""
+    outbox = postgres_place.outbox()
+    with driver_connection(postgres_place.url) as connection:
+        outbox.enqueue_dbapi(connection, "enos", event("a"), key="a")
+        with connection.pipeline(), pytest.raises(ConfigurationError, match="pipeline mode"):
+            outbox.enqueue_dbapi(connection, "enos", event("b", "photo"), files={"photo": b"bytes"}, key="b")
+
+    assert ({"a": State.PENDING}, []) == (states(postgres_place.database), postgres_place.spooled())
+
+
 def test_a_savepoint_takes_its_message_back(place: Place, connect: Connect) -> None:
     outbox, connection = place.outbox(), connect()
     cursor = connection.cursor()
