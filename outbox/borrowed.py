@@ -22,7 +22,9 @@ _BEGIN_FIRST = (
     "this connection has no transaction, and would commit a message by itself: begin one first; with sqlite3 execute BEGIN "
     "IMMEDIATE, with psycopg use connection.transaction(), in Django transaction.atomic()"
 )
-_OUT_OF_THE_PIPELINE = "this connection is in pipeline mode, where no statement is answered at once: leave connection.pipeline() first"
+_OUT_OF_THE_PIPELINE = (
+    "this connection is in pipeline mode, where no statement is answered at once: leave connection.pipeline() first"
+)
 #: From a cursor, through what a framework puts around it, to the connection: no more steps than so many.
 _STEPS = 5
 
