@@ -204,8 +204,15 @@ _BLOCKING = {
 }
 
 
+#: What asyncpg takes in a URL that libpq knows, too, under its own names. The rest is about how it works, and not about where.
+_OF_ASYNCPG = {each: each for each in ("host", "port", "passfile", "service", "target_session_attrs", "krbsrvname", "gsslib")}
+_OF_ASYNCPG |= {"ssl": "sslmode", "timeout": "connect_timeout"}
+
+
 def _blocking(url: URL) -> URL:
     """The same database by a driver that blocks: workers have threads, and no event loop."""
+    if url.drivername == "postgresql+asyncpg":
+        url = url.set(query={_OF_ASYNCPG[name]: value for name, value in url.query.items() if name in _OF_ASYNCPG})
     return url.set(drivername=_BLOCKING.get(url.drivername, url.drivername))
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from outbox import Entry, NotDurable, Outbox, Refused, SpoolError, State, prepare
+from outbox.database import Database
 from outbox.errors import ConfigurationError
 from outbox.policy import HANDFUL
 from outbox.tables import message
@@ -191,6 +192,19 @@ async def test_an_outbox_is_made_from_an_asynchronous_engine_or_its_url(place: P
             outbox.close()
 
     assert 3 == len(states(place.database))
+
+
+@pytest.mark.postgres
+def test_what_only_asyncpg_knows_of_a_url_is_said_in_the_words_of_the_driver_that_blocks(postgres_url: str) -> None:
+    url = sa.make_url(postgres_url).set(
+        drivername="postgresql+asyncpg", query={"ssl": "prefer", "prepared_statement_cache_size": "0", "command_timeout": "60"}
+    )
+    database = Database(url)
+    with database.read() as connection:
+        assert 1 == connection.execute(sa.select(1)).scalar_one()
+    database.close()
+
+    assert {"sslmode": "prefer"} == database.url.query
 
 
 async def test_what_goes_the_other_way_is_said_with_the_way_it_goes(place: Place, outbox: Outbox) -> None:
