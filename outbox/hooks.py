@@ -190,7 +190,8 @@ class Hookable:
     def on_enqueued(self, hook: H) -> H:
         """Have `hook(news)` called for each new message, after the caller's transaction is committed, on the same thread.
 
-        Not for what is rolled back, be it to a savepoint, nor for a key that was there already, nor for plain SQL.
+        Not for what is rolled back, be it to a savepoint, nor for a key that was there already, nor for plain SQL. Nor for
+        `enqueue_dbapi`: of the commit of a driver's own connection nobody tells us.
         It must not use the caller's session or connection, whose commit is not over yet.
         """
         self.hooks.add("enqueued", hook)

@@ -122,8 +122,8 @@ class OutboxTester(Asserting):
     def inline(self) -> Iterator[None]:
         """Deliver what is committed within a `with` block at once: on the same thread, when its commit is done.
 
-        For what `enqueue` and its siblings add; what plain SQL adds waits for `drain`. What goes wrong is raised at the end of
-        the block, since the commit that it follows is done.
+        For what `enqueue` and its siblings add; what plain SQL and `enqueue_dbapi` add waits for `drain`. What goes wrong is
+        raised at the end of the block, since the commit that it follows is done.
         """
         failures: list[Exception] = []
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from outbox import Entry, KeyConflict, NotDurable, OutOfRoom, Refused, State
+from outbox import Entry, KeyConflict, News, NotDurable, OutOfRoom, Refused, State
 from outbox.errors import ConfigurationError
 from outbox.tables import message, share, stream
 from outbox.worker import Worker
@@ -242,6 +242,20 @@ def test_every_message_begins_with_a_write_so_that_no_other_writer_locks_it_out(
             first, *_ = heard
             heard.clear()
             assert first.startswith(("UPDATE", "INSERT"))
+
+
+def test_hooks_are_not_told_of_what_nobody_can_know_to_be_committed(place: Place, connect: Connect) -> None:
+    outbox, connection = place.outbox(), connect()
+    heard: list[News] = []
+    outbox.on_enqueued(heard.append)
+
+    outbox.enqueue_dbapi(connection, "enos", event("a"), key="a")
+    connection.rollback()
+    outbox.enqueue_dbapi(connection, "enos", event("b"), key="b")
+    connection.commit()
+    place.enqueue(outbox, "c")
+
+    assert (["c"], {"b", "c"}) == ([each.key for each in heard], set(states(place.database)))
 
 
 def test_nothing_holds_a_connection_that_its_owner_lets_go(sqlite_place: Place) -> None:
