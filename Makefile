@@ -12,7 +12,7 @@ PEERS := bench/.peers
 OLDEST := .lanes/sqlalchemy-2.0.40
 # What shows that a SQLAlchemy does: enqueue in all its ways, what claims and records, migrations; on both databases.
 ON_OLDEST := $(addprefix tests/,$(addprefix conformance/test_,store_arriving.py store_claiming.py store_recording.py store_shares.py \
-	store_streams.py claims.py rows_as_one_value.py) $(addprefix story/test_,enqueue_many.py dbapi.py plain_sql.py) \
+	store_streams.py claims.py rows_as_one_value.py) $(addprefix story/test_,enqueue_many.py async.py dbapi.py hooks.py plain_sql.py) \
 	meta/test_migrations.py meta/test_migrations_of_hosts.py)
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 

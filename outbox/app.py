@@ -181,7 +181,8 @@ class Outbox(Operations, Producing, Explaining, Views, Hookable):
         """`enqueue` without SQLAlchemy: in the transaction of a DB-API cursor or connection, of sqlite3 or psycopg 3.
 
         Django's will do, inside `transaction.atomic()`: `outbox.enqueue_dbapi(connection.cursor(), ...)`. Options and errors
-        are those of `enqueue`. Raises ConfigurationError where there is no transaction, and TypeError for another driver.
+        are those of `enqueue`. Raises ConfigurationError where there is no transaction, and TypeError for another driver. A
+        connection to a SQLite database that ran full, and has rolled its transaction back for that, is closed.
         """
         with borrowed.lent(cursor) as connection:
             return self.enqueue(connection, destination, payload, **options)

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.pool import NullPool
 
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, OutOfRoom
 from outbox.model import FileSource, Lane
 
 _BEGIN_FIRST = (
@@ -52,6 +52,7 @@ def lent(given: Any) -> Iterator[Connection]:
     driver, kind = _driver_of(given)
     if not kind.in_transaction(driver):
         raise ConfigurationError(_BEGIN_FIRST)
+    under_way = getattr(driver, "in_transaction", False)  # of SQLite's: with something of its owner's in it
     with kind.plain(driver) as cursor:
         _handed.over = _Lent(driver, cursor)
         try:
@@ -62,6 +63,10 @@ def lent(given: Any) -> Iterator[Connection]:
             connection.info.update(_remembered(driver))
             yield connection
             _remembered(driver).update({name: connection.info[name] for name in _REMEMBER if name in connection.info})
+        except OutOfRoom:
+            if under_way and connection.invalidated:  # SQLite has rolled back: what came before is not to be committed in part
+                driver.close()
+            raise
         finally:
             connection.close()
 

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import shutil
+import sqlite3
 import subprocess
 import threading
 import time
@@ -26,6 +27,7 @@ from outbox.tables import file, message, reserve
 from outbox.testing import Receiver, Status
 from tests.factories import an_outbox, count, event, message_values, states
 from tests.story.conftest import Place, eventually
+from tests.story.producers import driver_connection
 
 DELIVERED, DEAD, PENDING = State.DELIVERED, State.DEAD, State.PENDING
 
@@ -600,5 +602,23 @@ def test_a_transaction_that_the_database_rolled_back_cannot_be_taken_for_committ
 
         with pytest.raises(sa.exc.InvalidRequestError, match="rolled back"):
             connection.commit()
+
+    assert {} == states(disk_place.database)
+
+
+def test_nor_can_one_of_the_drivers_own(disk_place: Place, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would begin another one by itself, and commit what came after the error alone."""
+    outbox_ = disk_place.outbox(reserve=0)
+    connection = driver_connection(disk_place.url)
+    connection.execute("PRAGMA cache_size = 5")
+    outbox_.enqueue_dbapi(connection, "enos", event("a"), key="a")
+    monkeypatch.setattr(outbox_.room, "admit", lambda *_: None)
+    foreign = fill(disk)
+    with pytest.raises(OutOfRoom, match="database or disk is full"):
+        outbox_.enqueue_dbapi(connection, "enos", event("b", text="x" * 500_000), key="b")
+    foreign.unlink()
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        outbox_.enqueue_dbapi(connection, "enos", event("c"), key="c")
 
     assert {} == states(disk_place.database)
