@@ -25,7 +25,7 @@ _lasting: dict[str, None] = {}
 _forms: tuple[str, ...] = ()
 _lock = threading.Lock()
 #: A shorter one would be found in half of all words.
-_SHORTEST = 6
+SHORTEST = 6
 _MASK = "***"
 
 
@@ -35,7 +35,7 @@ def remember(value: str, *, lasting: bool = False) -> None:
     Of those that are not `lasting`, the latest hundred are kept in mind.
     """
     global _forms  # noqa: PLW0603 (the one place that knows them)
-    if len(value) < _SHORTEST:
+    if len(value) < SHORTEST:
         return
     with _lock:
         known = _lasting if lasting else _known

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from outbox.ambient import uuid7
 from outbox.destinations import Answer, Attachment, Batch, Destination, Draft, Fault, Message
 from outbox.errors import ConfigurationError, Refused
 from outbox.model import Entry, FileSource, Lane, SpooledFile
-from outbox.secret import Secret
+from outbox.secret import SHORTEST, Secret
 from outbox.testing import encodings, judgements
 
 #: When the batches that are made here begin.
@@ -89,15 +90,16 @@ def check_destination(
     """Run a destination with a message of its kind, `payload` and `files`, and raise AssertionError with all that is wrong.
 
     What is checked: `check` finds faults in whatever comes, and never raises; what it lets in can be encoded. `encode` gives
-    the same upload for the same batch, changes nothing, and makes a request that can be sent, in which every attachment travels
-    once and no secret is. `weigh` is not less than what a message adds, where there is a `text_limit`. `judge` has a verdict
-    for every answer, and says delivered to none that cannot confirm: no redirect, no error, no login page, none that came
-    before the request was sent whole.
+    the same upload for the same batch, asks no clock, changes nothing, and makes a request that can be sent, in which every
+    message travels, every attachment once, and no secret. `credentials` and `sign` give what can be used. `weigh` is a number,
+    and not less than what a message adds, where there is a `text_limit`. `judge` has a verdict for every answer, and says
+    delivered to none that cannot confirm: no redirect, no error, no login page, none that came before the request was sent
+    whole.
 
     `success` is an answer to which `judge` must say delivered. `html_is_success`: an HTML page with status 200 may be one, at a
     destination that answers so; else it is taken for a captive portal.
     """
-    found = [*_secrets_shown(destination)]
+    found = [*_secrets_shown(destination), *_credentials(destination)]
     at_the_door = [*_door(destination)]
     found += at_the_door
     try:
@@ -106,11 +108,12 @@ def check_destination(
         words = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
         found.append(f"the payload and files given to check_destination cannot be enqueued: {words}")
     else:
+        found += _weight(sample)
         secrets = [value for _, value in _secrets_of(destination)]
         found += encodings.faults(sample, secrets)
         if files:
             with contextlib.suppress(Refused):
-                found += encodings.faults(_sample(destination, payload, None), secrets)
+                found += encodings.faults(_sample(destination, payload, None), secrets, " without files")
         if not at_the_door:
             found += _let_in(sample)
         found += judgements.faults(destination, sample.batch(1), NOW, success, html_is_success=html_is_success)
@@ -142,6 +145,26 @@ def _door(destination: Destination) -> Iterator[str]:
                 return
 
 
+def _weight(sample: Sample) -> Iterator[str]:
+    """Whether `weigh` gives a number: it is added up with those of others."""
+    weight: object = sample.request.size
+    if not isinstance(weight, int) or isinstance(weight, bool) or weight < 0:
+        yield f"weigh returned {json_payload.brief(weight)}; it must return a number of bytes, an int that is not negative"
+        sample.request.size = len(sample.request.text.encode())
+
+
+def _credentials(destination: Destination) -> Iterator[str]:
+    """Whether what lets us in can be asked for it. It is not asked: that may take a network."""
+    wanted = "expected None, or what has `headers` and `renew`, such as StaticToken(env('NAME'))"
+    try:
+        given: object = destination.credentials
+    except Exception as error:  # noqa: BLE001 (as above)
+        yield f"credentials raised {type(error).__name__}; {wanted}, which is asked for secrets when a request is sent"
+        return
+    if given is not None and not all(callable(getattr(given, each, None)) for each in ("headers", "renew")):
+        yield f"credentials is a {type(given).__name__}; {wanted}"
+
+
 def _let_in(sample: Sample) -> Iterator[str]:
     """Whether what the door lets in can be sent: what cannot would be tried for ever."""
     document = sample.request
@@ -168,7 +191,9 @@ def _let_in(sample: Sample) -> Iterator[str]:
 def _secrets_shown(destination: Destination) -> Iterator[str]:
     shown = repr(destination)
     for where, value in _secrets_of(destination):
-        if value and value in shown:
+        # As a field shows it; or anywhere, if it is no word that a repr has in it anyhow, such as the name of a field.
+        alone = len(value) >= SHORTEST and re.search(rf"(?<!\w){re.escape(value)}(?![\w=(])", shown)
+        if alone or (value and f"{where.rpartition('.')[2]}={value!r}" in shown):
             yield f"repr shows the secret in {where}; keep it in a Secret, such as env('NAME'), or say field(repr=False)"
 
 

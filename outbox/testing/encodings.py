@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from outbox.destinations import Batch, Destination, FieldPart, FilePart, Upload
 from outbox.errors import ConfigurationError, FileChanged, Refused
 from outbox.exchange import require_headers
 from outbox.multipart import Form, head
+from outbox.secret import SHORTEST
+from outbox.testing import purity
 
 if TYPE_CHECKING:
     from outbox.testing.checking import Sample
@@ -22,14 +23,14 @@ _SEVERAL = 3
 _OURS = ("content-type", "content-length")
 
 
-def faults(sample: Sample, secrets: Sequence[str]) -> Iterator[str]:
-    """All that is wrong with a batch of one message, and of several where a request may carry them."""
+def faults(sample: Sample, secrets: Sequence[str], what: str = "") -> Iterator[str]:
+    """All that is wrong with a batch of one message, and of several where a request may carry them; `what` is in them."""
     destination = sample.destination
     alone = sample.batch(1)
     try:
         one: Any = destination.encode(alone)
     except Exception as error:  # noqa: BLE001 (whatever somebody else's code raises)
-        yield f"encode raised {type(error).__name__} for what check lets in: {error}; let check refuse it, or encode it"
+        yield f"encode raised {type(error).__name__} for what check lets in{what}: {error}; let check refuse it, or encode it"
         return
     if not isinstance(one, Upload):
         yield f"encode returned {payload.brief(one)}; it must return an Upload"
@@ -50,45 +51,28 @@ def faults(sample: Sample, secrets: Sequence[str]) -> Iterator[str]:
         )
         return
     found = [*_of(sample, several, more, secrets)]
+    if not found and purity.comparable(fewer) == purity.comparable(more):
+        found.append(
+            f"encode makes the same request of {most} messages as of {most - 1}, so that one is lost; put every message of the "
+            "batch in, or say message_limit = 1"
+        )
     yield from found or _weight(sample, "one more message", _text_of(more) - _text_of(fewer))
 
 
 def _of(sample: Sample, batch: Batch, upload: Upload, secrets: Sequence[str]) -> Iterator[str]:
-    yield from _purity(sample.destination, batch, upload)
-    if wrong := [*_head(sample.destination, upload), *_parts(upload)]:
+    if wrong := [*_parts(upload)]:
+        yield from wrong
+        return
+    yield from purity.faults(sample.destination, batch, upload)
+    if wrong := [*_head(sample.destination, upload)]:
         yield from wrong
         return
     yield from _files(sample, batch, upload)
     yield from _signature(sample.destination, upload)
     everything = [upload.url.encode(), *(value.encode() for value in upload.headers.values()), upload.json or b""]
     everything += [part.body for part in upload.parts if isinstance(part, FieldPart)]
-    if any(secret and secret.encode() in each for secret in secrets for each in everything):
+    if any(secret.encode() in each for secret in secrets if len(secret) >= SHORTEST for each in everything):
         yield "encode puts a secret into the upload, which people are shown; give it in `credentials` or in `sign`"
-
-
-def _purity(destination: Destination, batch: Batch, upload: Upload) -> Iterator[str]:
-    """Whether the same batch gives the same upload: what is tried again must be the same request."""
-    before = {name: copy.deepcopy(value) for name, value in vars(destination).items() if isinstance(value, dict | list | set)}
-    others = {"again": batch, "of a copy of the batch": copy.deepcopy(batch)}
-    for how, same in others.items():
-        try:
-            equal = _comparable(destination.encode(same)) == _comparable(upload)
-        except Exception:  # noqa: BLE001 (as above)
-            equal = False
-        if not equal:
-            yield (
-                f"encode, asked {how}, gives another upload; it must depend on the batch alone: no clock, no dice and no "
-                "counter (time is batch.started_at, a name is message.key)"
-            )
-            break
-    changed = [name for name, value in before.items() if getattr(destination, name) != value]
-    if changed:
-        yield f"encode changes {', '.join(changed)} of the destination; several threads call it at a time: build something new"
-
-
-def _comparable(upload: Upload) -> tuple[Any, ...]:
-    parts = [(part, dict(part.headers)) for part in upload.parts]
-    return upload.url, dict(upload.headers), parts, upload.json
 
 
 def _head(destination: Destination, upload: Upload) -> Iterator[str]:
@@ -120,6 +104,10 @@ def _signature(destination: Destination, upload: Upload) -> Iterator[str]:
     """What `sign` gives, as far as its secrets are here."""
     try:
         given: Any = destination.sign(upload)
+        if not isinstance(given, Mapping) or not all(isinstance(each, str) for pair in given.items() for each in pair):
+            kind = f"a {type(given).__name__}" if not isinstance(given, Mapping) else "what is no string"
+            yield f"sign returned {kind}; it must return headers, a dict of strings, empty if there are none"
+            return
         require_headers(given)
     except ConfigurationError as error:
         if str(error).startswith("the header"):
@@ -139,7 +127,10 @@ def _parts(upload: Upload) -> Iterator[str]:
     document: Any = upload.json
     if document is not None and not isinstance(document, bytes):
         yield f"Upload.json is {payload.brief(document)}; expected bytes, such as message.text.encode()"
-    parts: Sequence[Any] = upload.parts
+    parts: Any = upload.parts
+    if not isinstance(parts, Sequence):
+        yield f"Upload.parts is {payload.brief(parts)}; expected a list, which can be read more than once"
+        return
     for part in parts:
         if not isinstance(part, FieldPart | FilePart):
             yield f"{payload.brief(part)} is no part of a form; use FieldPart and FilePart"

@@ -39,8 +39,10 @@ _HEADERS: tuple[dict[str, str], ...] = (
     {"content-type": "text/html; charset=klingon", "retry-after": "soon", "location": "http://[", "date": "yesterday"},
 )
 _VERDICTS = (Delivered, Retry, Reject, Unknown, NotSent)
-#: Statuses of which a gateway speaks for itself.
-_GATEWAY = (404, 500, 502, 503, 504)
+#: Statuses of which a gateway speaks for itself, or that say something of us and of how much we send ...
+_GATEWAY = (404, 500, 401, 429, 502, 503, 504)
+#: ... and those that a destination may use for a message in spite of that, if its table says so.
+_ON_PURPOSE = (404, 500)
 
 
 def faults(
@@ -78,10 +80,11 @@ def faults(
         )
     for status in _GATEWAY:
         accused = isinstance(destination.judge(Answer(status, _HTML, _PAGE), batch, now), Reject)
-        if accused and not _in_the_table(destination, status):
+        if accused and not (status in _ON_PURPOSE and _in_the_table(destination, status)):
+            why = {401: "a token that has ended", 429: "being many"}.get(status, "a redeployment")
             yield (
                 f"judge accuses the message when a gateway answers HTTP {status} with an HTML page, and all messages would die "
-                "of a redeployment; return Retry unless the destination itself says that the message is wrong"
+                f"of {why}; return Retry unless the destination itself says that the message is wrong"
             )
             break
 
@@ -105,13 +108,21 @@ def _total(destination: Destination, answer: Answer, batch: Batch, now: datetime
         )
     facts: Any = verdict.facts
     try:
-        if not isinstance(facts, Facts):
+        if not (isinstance(facts, Facts) and _is_number(facts.status) and _is_number(facts.code)):
             raise TypeError
         fit_for_a_row(facts)
     except Exception:  # noqa: BLE001 (as above)
         return f"judge keeps {repr(facts)[:200]} of {about}, which no row can; Facts are an int status and code, and strings"
+    wait: object = getattr(verdict, "wait", None)
+    if not isinstance(wait, int | float | None):
+        words = f"judge returned the wait {payload.brief(wait)} for {about}"
+        return f"{words}; it is a number of seconds: say retry_after(answer, now)"
     judged: Verdict = verdict
     return judged
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, int)
 
 
 def _confirming(success: Answer | None) -> Iterator[tuple[Answer, str]]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, date, datetime
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -128,6 +131,20 @@ ENCODINGS: dict[str, Destination] = {
     "(time is batch.started_at, a name is message.key)": edited(lambda u, b: replace(u, headers={"X-N": str(next(counter))})),
     "encode, asked of a copy of the batch, gives another upload; it must depend on the batch alone: no clock, no dice and no "
     "counter (time is batch.started_at, a name is message.key)": edited(lambda u, b: replace(u, headers={"X-N": str(id(b))})),
+    "encode asks the clock (time.time), and a later try would be another request; the time is batch.started_at": edited(
+        lambda u, b: replace(u, headers={"X-At": str(int(time.time()) // 3600)})
+    ),
+    "encode asks the clock (datetime.now), and a later try would be another request; the time is batch.started_at": edited(
+        lambda u, b: replace(u, url=f"{u.url}/{datetime.now(UTC):%Y}")
+    ),
+    "encode asks the clock (date.today), and a later try would be another request; the time is batch.started_at": edited(
+        lambda u, b: replace(u, url=f"{u.url}/{date.today()}")  # noqa: DTZ011 (it is what people write)
+    ),
+    "encode asks the clock (time.time), and a later try would be another request; the time is batch.started_at ": edited(
+        lambda u, b: replace(u, headers={"X-Date": formatdate(usegmt=True)})
+    ),
+    "encode makes the same request of 3 messages as of 2, so that one is lost; put every message of the batch in, or say "
+    "message_limit = 1": edited(lambda u, b: Upload(u.url, json=b.messages[0].text.encode())),
     "the attachment 'photo' travels 0 times in a request; each must once, as a FilePart": edited(
         lambda u, b: replace(u, parts=u.parts[:1])
     ),
@@ -160,6 +177,9 @@ ENCODINGS: dict[str, Destination] = {
     "the part 'a' cannot be sent: a part header must not hold control characters": edited(
         lambda u, b: replace(u, parts=[FieldPart("a", b"", headers={"X": "a\r\nb"}), *u.parts])
     ),
+    "Upload.parts is {1}; expected a list, which can be read more than once": edited(
+        lambda u, b: replace(u, parts={1})  # type: ignore[arg-type]
+    ),
     "Upload.json is 'text'; expected bytes, such as message.text.encode()": edited(
         lambda u, b: Upload(u.url, json="text")  # type: ignore[arg-type]
     ),
@@ -173,7 +193,28 @@ ENCODINGS: dict[str, Destination] = {
 
 @pytest.mark.parametrize("sentence", ENCODINGS)
 def test_what_is_wrong_with_an_upload_is_told(sentence: str) -> None:
-    assert sentence in told(ENCODINGS[sentence])
+    files = {} if "is lost" in sentence else FILES
+    assert sentence.strip() in told(ENCODINGS[sentence], files=files)
+
+
+def test_a_logger_and_a_stopwatch_may_ask_the_clock_while_a_batch_is_encoded(caplog: pytest.LogCaptureFixture) -> None:
+    def talking(self: Depot, batch: Batch) -> Upload:
+        began = time.perf_counter()
+        logging.getLogger("depot").warning("%s messages", len(batch.messages))
+        assert time.perf_counter() >= began
+        return Depot.encode(self, batch)
+
+    check_destination(broken(encode=talking), payload={"id": 1}, files=FILES, success=STORED)
+
+    assert caplog.messages
+
+
+def test_what_fails_without_files_alone_says_so() -> None:
+    destination = edited(lambda u, b: replace(u, parts=[u.parts[0], u.parts[1], *u.parts[2:]]))
+
+    (fault,) = told(destination)
+
+    assert fault.startswith("encode raised IndexError for what check lets in without files: ")
 
 
 def test_a_destination_that_one_request_changes_is_told_so() -> None:
@@ -213,6 +254,13 @@ def test_a_weight_that_is_less_than_what_is_added_is_told_where_there_is_a_limit
     )
     check_destination(broken(encode=padded), payload={"id": 1})
     check_destination(broken(encode=padded, text_limit=limit, weigh=lambda self, draft: 100), payload={"id": 1})
+
+
+@pytest.mark.parametrize("weight", [None, "10", 1.5, -1])
+def test_a_weight_that_is_no_number_of_bytes_is_told(weight: Any) -> None:
+    assert [f"weigh returned {weight!r}; it must return a number of bytes, an int that is not negative"] == told(
+        broken(weigh=lambda self, draft: weight)
+    )
 
 
 # The door.
@@ -285,6 +333,28 @@ def test_a_secret_in_an_upload_is_told_and_never_shown() -> None:
     )
 
 
+@pytest.mark.parametrize(("key", "secret"), [("key", "secret"), ("app_key", "app_secret"), ("token", "token"), ("k", "s")])
+def test_a_word_that_stands_in_for_a_secret_in_a_test_is_not_found_in_other_words(key: str, secret: str) -> None:
+    token = Token("https://gateway.example", key, secret)
+
+    check_destination(EnosEvents(**ENOS, token=token), payload=EVENT, files=FILES)
+    check_destination(Form(name="f", url=URL, token=StaticToken(secret)), payload={"k": "s", "secret": 1})
+
+
+@pytest.mark.parametrize(
+    ("credentials", "words"),
+    [
+        (property(lambda self: "Bearer hunter2"), "credentials is a str; expected None"),
+        (property(lambda self: {}["x"]), "credentials raised KeyError; expected None"),
+    ],
+)
+def test_credentials_that_are_none_are_told(credentials: Any, words: str) -> None:
+    (fault,) = told(broken(credentials=credentials))
+
+    assert fault.startswith(words)
+    assert "hunter2" not in fault
+
+
 def signing(sign: Callable[[Any, Upload], Any], *names: str) -> Destination:
     return broken(sign=sign, signature_headers=names)
 
@@ -294,6 +364,12 @@ SIGNATURES: dict[str, Destination] = {
     "return headers": signing(lambda self, upload: {"X-Sum": upload.headers["X-None"]}, "X-Sum"),
     "sign gives what cannot be sent: the header 'X-Sum' holds what is not printable ASCII, or white space at an end; set it "
     "without that": signing(lambda self, upload: {"X-Sum": "ü"}, "X-Sum"),
+    "sign returned a NoneType; it must return headers, a dict of strings, empty if there are none": signing(
+        lambda self, upload: None
+    ),
+    "sign returned what is no string; it must return headers, a dict of strings, empty if there are none": signing(
+        lambda self, upload: {"X-Sum": 1}, "X-Sum"
+    ),
     "sign gives the header x-sum; name it in signature_headers, so that people are told of it": signing(
         lambda self, upload: {"X-Sum": "1"}
     ),
@@ -329,6 +405,13 @@ VERDICTS: dict[str, Destination] = {
     "judge keeps Facts(status=100, code='E1', text=None, request_id=None, answer=None) of HTTP 100 with an empty body, which "
     "no row can; Facts are an int status and code, and strings": judging(
         lambda a, now: Retry(Facts(a.status, "E1"))  # type: ignore[arg-type]
+    ),
+    "judge keeps Facts(status='100', code=None, text=None, request_id=None, answer=None) of HTTP 100 with an empty body, which "
+    "no row can; Facts are an int status and code, and strings": judging(
+        lambda a, now: Retry(Facts(str(a.status)))  # type: ignore[arg-type]
+    ),
+    "judge returned the wait '60' for HTTP 100 with an empty body; it is a number of seconds: say retry_after(answer, now)": (
+        judging(lambda a, now: Retry(Facts(a.status), "60"))  # type: ignore[arg-type]
     ),
     "judge says delivered to HTTP 300 with an empty body; only a 2xx status may confirm": judging(
         lambda a, now: OK if 200 <= a.status < 400 else Retry()
@@ -369,6 +452,17 @@ def test_a_table_may_accuse_on_purpose_and_pages_may_be_answers() -> None:
     check_destination(Strict(name="f", url=URL), payload={"a": 1})
     check_destination(Form(name="f", url=URL, accept_html=True), payload={"a": 1}, html_is_success=True)
     assert 1 == len(told(Form(name="f", url=URL, accept_html=True), {"a": 1}))
+
+
+@pytest.mark.parametrize(("status", "why"), [(401, "a token that has ended"), (429, "being many"), (503, "a redeployment")])
+def test_no_table_may_accuse_a_message_of_what_is_never_its_fault(status: int, why: str) -> None:
+    class Harsh(Form):
+        verdicts = (Rule(Meaning.REJECT, "no", status=status), *Form.verdicts)
+
+    (fault,) = told(Harsh(name="f", url=URL), {"a": 1})
+
+    assert fault.startswith(f"judge accuses the message when a gateway answers HTTP {status} with an HTML page")
+    assert f"all messages would die of {why};" in fault
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
