@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from outbox.app import Outbox
+from outbox.errors import UnknownDestination
 from outbox.model import Selection, State
 from outbox.testing import kept
+from outbox.testing.draining import KitError
 from outbox.testing.kept import KeptMessage
 from outbox.testing.matching import Expected, Wanted, described, explained
 
@@ -69,12 +71,14 @@ class Asserting:
         Raises AssertionError, with what was enqueued, the nearest first.
         """
         __tracebackhide__ = True
+        self._require_known(destination)
         wanted = Wanted(destination, payload, key, ordering_key, files)
         return _require(wanted, count, self._since(self._began, session))
 
     def assert_nothing_enqueued(self, destination: str | None = None, *, session: Eyes | None = None) -> None:
         """Require that there is no message, or none for that destination."""
         __tracebackhide__ = True
+        self._require_known(destination)
         _require_none(self.messages(destination=destination, session=session))
 
     @contextmanager
@@ -91,6 +95,7 @@ class Asserting:
     ) -> Iterator[list[KeptMessage]]:
         """As `assert_enqueued`, of what comes within a `with` block alone; after it, the list has those that fit."""
         __tracebackhide__ = True
+        self._require_known(destination)
         wanted = Wanted(destination, payload, key, ordering_key, files)
         before = self._newest(session)
         found: list[KeptMessage] = []
@@ -101,9 +106,19 @@ class Asserting:
     def assert_enqueues_nothing(self, destination: str | None = None, *, session: Eyes | None = None) -> Iterator[None]:
         """As `assert_nothing_enqueued`, of what comes within a `with` block alone."""
         __tracebackhide__ = True
+        self._require_known(destination)
         before = self._newest(session)
         yield
         _require_none(self._since(before, session, Selection(destination=destination)))
+
+    def _require_known(self, name: str | None) -> None:
+        """A name that nobody declares would be found nowhere, whatever was enqueued."""
+        __tracebackhide__ = True
+        try:
+            if name is not None:
+                self.outbox.destination(name)
+        except UnknownDestination as error:
+            raise KitError(f"{error}; if it is your program's, let the fixture outbox_app give its outbox") from None
 
     def _since(self, after: int, eyes: Eyes | None, selection: Selection | None = None) -> list[KeptMessage]:
         with self._looking(eyes) as connection:

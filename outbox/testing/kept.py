@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from outbox.app import Outbox
 from outbox.model import Reason, Selection, State
 from outbox.spool.base import Spool
 from outbox.store import listing, looking
-from outbox.tables import message, unfinished
+from outbox.tables import destination, head, message, pause, unfinished
 
 #: More than any test enqueues.
 _ALL = 1_000_000
@@ -104,6 +104,31 @@ def messages(outbox: Outbox, connection: Connection, selection: Selection, after
 def newest(connection: Connection) -> int:
     """The id of the newest message; 0 when there is none."""
     return int(connection.execute(select(func.max(message.c.id))).scalar_one() or 0)
+
+
+#: What is known of destinations: breakers, what stops them, limits; and their ordering keys that are paused.
+_STANDINGS = (destination, pause)
+
+
+def standings(connection: Connection) -> list[list[dict[str, Any]]]:
+    """What is known of destinations, for `restore`."""
+    return [[dict(row) for row in connection.execute(select(table)).mappings()] for table in _STANDINGS]
+
+
+def restore(connection: Connection, before: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Let destinations be as they were, and those that are new as if nothing had been sent to them yet."""
+    for table, rows in zip(_STANDINGS, before, strict=True):
+        connection.execute(delete(table))
+        if rows:
+            connection.execute(insert(table), rows)
+
+
+def to_be_forgotten(connection: Connection, after: int) -> Sequence[int]:
+    """Messages with ids above `after`, but for those whose ordering key somebody's open transaction holds: it may be ours."""
+    free = select(head.c.stream_id).order_by(head.c.stream_id).with_for_update(skip_locked=True)
+    streams = set(connection.execute(free).scalars())
+    found = connection.execute(select(message.c.id, message.c.stream_id).where(message.c.id > after)).all()
+    return [row.id for row in found if row.stream_id is None or row.stream_id in streams]
 
 
 def left_over(connection: Connection, after: int = 0) -> Sequence[int]:

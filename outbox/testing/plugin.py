@@ -55,7 +55,7 @@ def outbox_tester(
         return
     made = making.fresh(template, folder, request.getfixturevalue("outbox_destinations"))
     try:
-        with OutboxTester(made) as tester:
+        with OutboxTester(made, lasting=outbox_app is not None) as tester:
             yield tester
     finally:
         made.close()

@@ -30,13 +30,14 @@ class OutboxTester(Asserting):
     """An outbox in a test's hands; the fixture `outbox_tester` makes one. Its time stands still, nothing leaves the process.
 
     `outbox` is the outbox, `clock` its time, `sent` every request so far. Of the messages it counts those that came since the
-    test began.
+    test began. A database that is not `lasting` is thrown away after the test, and need not be tidied.
 
     Raises KitError when the database has messages that are not finished: it is not a test's, and they would be lost.
     """
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, *, lasting: bool = True) -> None:
         self.outbox = outbox
+        self._lasting = lasting
         self.clock = Clock()
         self._transport = MemoryTransport()
         self._engine: Engine | None = None
@@ -49,9 +50,11 @@ class OutboxTester(Asserting):
                 if left := kept.left_over(connection):
                     raise KitError(
                         f"{outbox.database!r} has messages that are not finished ({len(left)}, the first is {left[0]}): "
-                        "drain would take them for delivered; give the test a database of its own"
+                        "drain would take them for delivered; give the test a database of its own. If it is one, other tests "
+                        "have left them: let each that enqueues have outbox_tester, and cancel these (outbox cancel)"
                     )
                 self._began = kept.newest(connection)
+                self._standings = kept.standings(connection)
         except BaseException:
             self._ending.close()
             raise
@@ -63,7 +66,9 @@ class OutboxTester(Asserting):
         self.close()
 
     def close(self) -> None:
-        """Give the outbox its own time back; what the test has left unfinished is cancelled, so that the next one may begin."""
+        """Give the outbox its own time back. What came since the test began is deleted, and no destination is in trouble any
+        more than it was before, so that the next test may begin.
+        """
         with self._ending:
             if self._engine is not None:
                 self._engine.dispose()
@@ -71,10 +76,15 @@ class OutboxTester(Asserting):
                 return  # a transaction of the test's is still open, and will most likely be rolled back
             if self._drainer is not None:
                 self._drainer.close()
-            with self.outbox.database.read() as connection:
-                left = kept.left_over(connection, self._began)
+            if not self._lasting:
+                return
+            with self.outbox.database.begin() as connection:
+                kept.restore(connection, self._standings)
+                left, over = kept.left_over(connection, self._began), kept.to_be_forgotten(connection, self._began)
             if left:
                 self.outbox.cancel(Selection(ids=tuple(left), states=(State.PENDING,)), by="outbox_tester")
+            if over:  # their keys would be known, and the dead would hold up their ordering keys
+                self.outbox.purge(Selection(ids=tuple(over)), by="outbox_tester")
 
     @property
     def engine(self) -> Engine:

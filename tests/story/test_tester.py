@@ -494,13 +494,80 @@ def test_the_next_test_begins_anew(database_url: str, tmp_path: Path) -> None:
     outbox = made(database_url, tmp_path)
     with OutboxTester(outbox) as tester:
         enqueue(tester, key="left")
+        enqueue(tester, key="mine", files={"photo": b"bytes"})
+        tester.drain(at_most=1)
     with OutboxTester(outbox) as tester:
         tester.assert_nothing_enqueued()
-        enqueue(tester, key="mine")
+        enqueue(tester, key="mine", files={"photo": b"other bytes"})
         tester.drain()
-        assert ["mine"] == [each.key for each in tester.messages()]
-    assert ["delivered", "cancelled"] == [each.state for each in outbox.messages()]
+        assert ["mine"] == [each.key for each in tester.delivered]
+    assert [] == outbox.messages()
     outbox.close()
+
+
+@pytest.mark.parametrize(
+    "trouble", ["an outage", "everything refused", "a message too large", "a pause", "a dead one in order"]
+)
+def test_no_trouble_of_a_test_is_the_next_ones(database_url: str, tmp_path: Path, trouble: str) -> None:
+    outbox = made(database_url, tmp_path)
+    with OutboxTester(outbox) as tester:
+        tester.answer(status={"an outage": 503, "a message too large": 413}.get(trouble, 422))
+        if trouble == "a pause":
+            outbox.pause("test", "maintenance", by="me")
+            outbox.pause("test", "maintenance", by="me", ordering_key="pump")
+        for number in range(30):
+            enqueue(tester, {"n": number}, ordering_key="pump" if trouble == "a dead one in order" else None)
+        tester.drain()
+        assert not tester.delivered
+    with OutboxTester(outbox) as tester:
+        enqueue(tester, {"n": "x" * 1000}, ordering_key="pump")
+
+        tester.drain()
+
+        assert 1 == len(tester.delivered)
+    outbox.close()
+
+
+def test_what_was_so_before_a_test_is_so_after_it(database_url: str, tmp_path: Path) -> None:
+    outbox = made(database_url, tmp_path)
+    outbox.pause("test", "by hand", by="me")
+    with OutboxTester(outbox) as tester:
+        outbox.resume("test", by="test")
+        enqueue(tester)
+        tester.drain()
+
+    assert "by hand" == outbox.status().destinations["test"].stop_text
+    outbox.close()
+
+
+@pytest.mark.postgres
+def test_a_transaction_that_is_still_open_when_a_test_ends_is_not_waited_for(postgres_url: str, tmp_path: Path) -> None:
+    outbox = made(postgres_url, tmp_path)
+    tester = OutboxTester(outbox)
+    enqueue(tester, ordering_key="pump")
+    tester.drain()
+    with tester.engine.connect() as theirs:
+        outbox.enqueue(theirs, "test", {"a": 2}, ordering_key="pump")
+
+        tester.close()
+
+        theirs.rollback()
+    outbox.close()
+
+
+def test_a_name_that_nobody_declares_is_not_looked_for_in_vain(outbox_tester: OutboxTester) -> None:
+    told = (
+        "no destination named 'tset'; declared: enos, test; if it is your program's, let the fixture outbox_app give its outbox"
+    )
+    for look in (
+        outbox_tester.assert_enqueued,
+        outbox_tester.assert_nothing_enqueued,
+        lambda name: outbox_tester.assert_enqueues(name).__enter__(),
+        lambda name: outbox_tester.assert_enqueues_nothing(name).__enter__(),
+    ):
+        with pytest.raises(KitError) as raised:
+            look("tset")
+        assert told == str(raised.value)
 
 
 def test_a_database_with_messages_that_are_not_finished_is_nobodys_test(database_url: str, tmp_path: Path) -> None:
