@@ -490,6 +490,26 @@ def test_a_programs_own_outbox_gets_its_time_back(database_url: str, tmp_path: P
     outbox.close()
 
 
+def test_a_function_that_stumbles_over_another_kind_of_message_looks_at_the_next(outbox_tester: OutboxTester) -> None:
+    enqueue(outbox_tester, {"n": 1})
+    enqueue(outbox_tester, event("turbine-7"), "enos")
+    made = enqueue(outbox_tester, {"order": {"id": 7}})
+
+    (found,) = outbox_tester.assert_enqueued("test", lambda payload: payload["order"]["id"] == 7)
+
+    assert made == found.id
+    with pytest.raises(AssertionError, match="the function raised KeyError for its payload: 'order'"):
+        outbox_tester.assert_enqueued("test", lambda payload: payload["order"]["id"] == 8)
+
+
+def test_what_is_not_committed_is_hinted_at(outbox_tester: OutboxTester) -> None:
+    with Session(outbox_tester.engine) as session:
+        outbox_tester.outbox.enqueue(session, "test", {"a": 1})
+
+        with pytest.raises(AssertionError, match="nothing was enqueued, or it is not committed: session= looks at that"):
+            outbox_tester.assert_enqueued("test", {"a": 1})
+
+
 def test_the_next_test_begins_anew(database_url: str, tmp_path: Path) -> None:
     outbox = made(database_url, tmp_path)
     with OutboxTester(outbox) as tester:
