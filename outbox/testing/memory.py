@@ -39,7 +39,11 @@ def reply(
     headers: Mapping[str, str] | None,
     when: Callable[[Sent], bool] | None,
 ) -> Reply:
-    """What a test has said that the answer shall be. Raises ValueError when it has said two things."""
+    """What a test has said that the answer shall be. Raises ValueError or TypeError when it has said two things, or none."""
+    if error is not None and not isinstance(error, Exception):
+        raise TypeError(f"an answer is an exception, or is said by name: answer(status=503); got {error!r}")
+    if status not in range(200, 600):  # which a text is not, either
+        raise ValueError(f"expected an HTTP status from 200 to 599, got {status!r}")
     if sum(each is not None for each in (error, document, body)) > 1:
         raise ValueError("an answer is an exception, or has json, or has a body; say one of them")
     if body is None and document is not None:

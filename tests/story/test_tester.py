@@ -510,6 +510,23 @@ def test_what_is_not_committed_is_hinted_at(outbox_tester: OutboxTester) -> None
             outbox_tester.assert_enqueued("test", {"a": 1})
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (lambda tester: tester.answer(503), "an answer is an exception, or is said by name: answer(status=503); got 503"),
+        (lambda tester: tester.answer(OSError), "answer(status=503); got <class 'OSError'>"),
+        (lambda tester: tester.answer(status="503"), "expected an HTTP status from 200 to 599, got '503'"),
+    ],
+)
+def test_an_answer_that_is_none_is_told_where_it_is_said(
+    outbox_tester: OutboxTester, given: Callable[[Any], None], told: str
+) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        given(outbox_tester)
+
+    assert told in str(raised.value)
+
+
 def test_the_next_test_begins_anew(database_url: str, tmp_path: Path) -> None:
     outbox = made(database_url, tmp_path)
     with OutboxTester(outbox) as tester:
