@@ -16,9 +16,10 @@ from outbox.errors import ConfigurationError, FileChanged, FileMissing, NoAnswer
 from outbox.exchange import Answer, Transport, Upload, require_headers
 from outbox.hooks import Middleware
 from outbox.model import Batch, Draft, Message, Reason
+from outbox.multipart import FieldPart
 from outbox.policy import send_deadline
 from outbox.spool.base import Spool
-from outbox.verdict import ANSWER_KEPT, Facts, NotSent, Reject, Retry, Unknown, Verdict, cleaned
+from outbox.verdict import ANSWER_KEPT, Delivered, Facts, NotSent, Reject, Retry, Unknown, Verdict, cleaned, fit_to_record
 
 log = logging.getLogger("outbox.sending")
 
@@ -55,7 +56,7 @@ class Sender:
             upload = destination.encode(batch)
             if headers:
                 upload = replace(upload, headers={**headers, **upload.headers})
-            require_headers(upload.headers)
+            _require_sendable(upload)
         except Exception as error:
             log.exception("destination %s cannot encode delivery %s", destination.name, batch.delivery, extra=_ids_of(batch))
             words = str(error) if isinstance(error, OutboxError) else type(error).__name__
@@ -150,17 +151,40 @@ class Sender:
     def _judged(self, answer: Answer, destination: Destination, batch: Batch) -> Verdict:
         try:
             verdict = destination.judge(answer, batch, self._ambient.now())
+            try:
+                verdict = fit_to_record(verdict)
+            except (TypeError, AttributeError) as error:
+                if not isinstance(verdict, Delivered):
+                    raise
+                # What it says stands, whatever its words are: once more would be a copy.
+                self._log_judge(error, answer, destination, batch)
+                verdict = Delivered(Facts(answer.status))
             kept = answer.body[: 4 * ANSWER_KEPT].decode("utf-8", "replace")
             return replace(verdict, facts=replace(verdict.facts, answer=kept))
-        except Exception as error:
-            log.exception(
-                "destination %s cannot judge an answer with status %s",
-                destination.name,
-                answer.status,
-                extra=_ids_of(batch) | {"status": answer.status},
-            )
+        except Exception as error:  # noqa: BLE001 (it is logged)
+            self._log_judge(error, answer, destination, batch)
             facts = Facts(answer.status, text=cleaned(f"the answer cannot be judged: {type(error).__name__}"))
             return Unknown(facts) if 200 <= answer.status < 300 else Retry(facts)
+
+    @staticmethod
+    def _log_judge(error: Exception, answer: Answer, destination: Destination, batch: Batch) -> None:
+        log.error(
+            "destination %s cannot judge an answer with status %s",
+            destination.name,
+            answer.status,
+            exc_info=error,
+            extra=_ids_of(batch) | {"status": answer.status},
+        )
+
+
+def _require_sendable(upload: Upload) -> None:
+    """Raises what it raises for an upload of which nobody could say how long it is: before anything is sent."""
+    require_headers(upload.headers)
+    content: list[Any] = [part.body for part in upload.parts if isinstance(part, FieldPart)]
+    if upload.json is not None:
+        content.append(upload.json)
+    if upload.size < 0 or not all(isinstance(each, bytes) for each in content):
+        raise TypeError("expected the bytes of parts, or of a document")
 
 
 def _refused_at_door(destination: Destination, message: Message) -> str | None:

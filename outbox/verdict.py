@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import assert_never
+from typing import Any, assert_never
 
 from outbox.model import Message, Outcome, Reason, State
 from outbox.policy import Policy, backoff
@@ -232,7 +232,12 @@ def _delivered(failures: int, unknowns: int, batch_limit: int | None) -> Settlem
 
 
 def fit_for_a_row(facts: Facts) -> Facts:
-    """Facts that any database takes, whatever a destination's `judge` made of an answer."""
+    """Facts that any database takes, whatever a destination's `judge` made of an answer.
+
+    Raises TypeError or AttributeError for what is none of what they hold.
+    """
+    if facts.status is not None and not isinstance(facts.status, int):
+        raise TypeError("expected a status to be an integer")
     return Facts(
         facts.status,
         facts.code if facts.code is not None and abs(facts.code) < 2**63 else None,
@@ -240,6 +245,19 @@ def fit_for_a_row(facts: Facts) -> Facts:
         None if facts.request_id is None else cleaned(facts.request_id, 255),
         None if facts.answer is None else cleaned(facts.answer, ANSWER_KEPT),
     )
+
+
+def fit_to_record(verdict: Any) -> Verdict:
+    """A verdict that can be settled, and recorded together with others.
+
+    Raises TypeError or AttributeError for what is none, or holds another type than it says.
+    """
+    if not isinstance(verdict, Delivered | Retry | Reject | Unknown | NotSent):
+        raise TypeError("expected a verdict")
+    wait: Any = verdict.wait if isinstance(verdict, Retry) else None
+    if not isinstance(wait, int | float | None):
+        raise TypeError("expected a wait to be a number of seconds")
+    return replace(verdict, facts=fit_for_a_row(verdict.facts))
 
 
 def cleaned(text: str, limit: int = TEXT_LIMIT) -> str:
