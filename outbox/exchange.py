@@ -15,6 +15,9 @@ from outbox.route import Route
 #: Bytes of an answer that are read, after decompression; the rest is not worth a wait.
 ANSWER_LIMIT = 64 * 1024
 
+#: Headers, in lower case, that say where a request goes and how long it is: they are ours to say.
+OURS = frozenset({"content-type", "content-length", "transfer-encoding", "host", "connection", "expect"})
+
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 

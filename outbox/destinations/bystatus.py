@@ -11,7 +11,7 @@ from urllib.parse import quote
 from outbox.destinations.base import Credentials, Destination, redirected, verdict_of
 from outbox.destinations.table import Meaning, Reading, Rule, Verdicts, check_table, first
 from outbox.errors import ConfigurationError, Fault
-from outbox.exchange import Answer, require_headers
+from outbox.exchange import OURS, Answer, require_headers
 from outbox.model import Batch
 from outbox.payload import has_controls
 from outbox.verdict import Facts, Verdict, cleaned
@@ -36,8 +36,7 @@ VERDICTS: Verdicts = (
     Rule(Meaning.RETRY, "the destination's own trouble, or that of a server on the way"),
 )
 
-#: Headers that are ours to say, or that hold what nobody may see.
-_OURS = frozenset({"content-type", "content-length", "transfer-encoding", "host", "connection", "expect"})
+#: Headers that hold what nobody may see.
 _SECRET = frozenset({"authorization", "proxy-authorization", "cookie"})
 #: What a key may have in it and still be a header's value as it is; no %, so that decoding gives back every key.
 _SAFE = "!#$&'()*+,/:;<=>?@[]^_`{|}~\"\\"
@@ -74,8 +73,10 @@ class ByStatus(Destination):
         for name in self.headers:
             if name.lower() in _SECRET:
                 raise ConfigurationError(f"{owner}: {name} is no plain header; say token=StaticToken(env(...)) instead")
-            if name.lower() in _OURS | self._own_headers:
+            if name.lower() in OURS | self._own_headers:
                 raise ConfigurationError(f"{owner}: the header {name} is set by outbox; leave it out")
+        if taken := sorted(OURS & {name.lower() for name in getattr(self.token, "header_names", ())}):
+            raise ConfigurationError(f"{owner}: token: the header {taken[0]} is set by outbox; name another")
         if self.max_file_bytes is not None and self.max_file_bytes < 0:
             raise ConfigurationError(f"{owner}: expected max_file_bytes to be at least 0, got {self.max_file_bytes}")
         check_table(self.verdicts, READ, owner)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from outbox import payload
 from outbox.destinations.bystatus import ByStatus, in_a_header, unfit_filenames, unfit_name
 from outbox.errors import ConfigurationError, Fault, Refused
-from outbox.exchange import Upload, require_headers
+from outbox.exchange import OURS, Upload, require_headers
 from outbox.model import Batch, Draft
 from outbox.multipart import FieldPart, FilePart, Part
 
@@ -66,6 +66,8 @@ class Form(ByStatus):
             raise ConfigurationError(f"{owner}: {', '.join(twice)}: a field and a file cannot have the same name")
         if self.key_header is not None:
             require_headers({self.key_header: "k"})
+            if self.key_header.lower() in OURS | {"authorization"}:
+                raise ConfigurationError(f"{owner}: key_header: {self.key_header} says something else; name another header")
 
     @property
     def _own_headers(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from outbox import payload
 from outbox.destinations import Batch, Destination, FieldPart, FilePart, Upload
 from outbox.errors import ConfigurationError, FileChanged, Refused
-from outbox.exchange import require_headers
+from outbox.exchange import OURS, require_headers
 from outbox.multipart import Form, head
 from outbox.secret import SHORTEST
 from outbox.testing import purity
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 #: Of a batch of several, so many: two neighbours may be alike by chance.
 _SEVERAL = 3
-_OURS = ("content-type", "content-length")
 
 
 def faults(sample: Sample, secrets: Sequence[str], what: str = "") -> Iterator[str]:
@@ -89,7 +88,7 @@ def _head(destination: Destination, upload: Upload) -> Iterator[str]:
         if not isinstance(name, str) or not isinstance(value, str):
             yield f"the header {payload.brief(name)} is {payload.brief(value)}; names and values must be strings"
             continue
-        if name.lower() in _OURS:
+        if name.lower() in OURS:
             yield f"encode sets the header {name}; leave it out, outbox says it of the body it sends"
         try:
             require_headers({name: value})

@@ -164,6 +164,9 @@ ENCODINGS: dict[str, Destination] = {
     "encode sets the header content-type; leave it out, outbox says it of the body it sends": edited(
         lambda u, b: replace(u, headers={"content-type": "a/b"})
     ),
+    "encode sets the header Transfer-Encoding; leave it out, outbox says it of the body it sends": edited(
+        lambda u, b: replace(u, headers={"Transfer-Encoding": "chunked"})
+    ),
     "encode sends to 'https://depot.example/in/schlüssel 1'; expected an address below https://depot.example/in, with what is "
     "not plain in it percent-encoded (urllib.parse.quote)": edited(lambda u, b: replace(u, url=f"{u.url}/{b.messages[0].key}")),
     "encode sends to 'http://depot.example/in'; expected an address below https://depot.example/in, with what is not plain in "

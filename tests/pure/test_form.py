@@ -317,3 +317,15 @@ def test_a_static_token_is_a_bearer_and_shows_itself_to_nobody() -> None:
     assert "hunter2" not in repr(form(token=token))
     with pytest.raises(ConfigurationError, match="the header 'X Key'"):
         StaticToken("x", header="X Key")
+
+
+@pytest.mark.parametrize("name", ["Host", "transfer-encoding", "Content-Length", "Authorization"])
+def test_a_key_is_in_no_header_that_says_something_else(name: str) -> None:
+    """A producer chooses keys, and would say then where a request goes and how long it is."""
+    with pytest.raises(ConfigurationError, match=f"key_header: {name} says something else; name another header"):
+        Form(name="f", url="https://f.example", key_header=name)
+
+
+def test_a_token_is_in_no_header_that_is_set_anyhow() -> None:
+    with pytest.raises(ConfigurationError, match="token: the header content-type is set by outbox; name another"):
+        Form(name="f", url="https://f.example", token=StaticToken("hunter2hunter2", header="Content-Type"))
