@@ -75,6 +75,9 @@ class ByStatus(Destination):
                 raise ConfigurationError(f"{owner}: {name} is no plain header; say token=StaticToken(env(...)) instead")
             if name.lower() in OURS | self._own_headers:
                 raise ConfigurationError(f"{owner}: the header {name} is set by outbox; leave it out")
+        if self.token is not None and not callable(getattr(self.token, "headers", None)):
+            kind = type(self.token).__name__
+            raise ConfigurationError(f"{owner}: expected token to be as in token=StaticToken(env(...)), got a {kind}")
         if taken := sorted(OURS & {name.lower() for name in getattr(self.token, "header_names", ())}):
             raise ConfigurationError(f"{owner}: token: the header {taken[0]} is set by outbox; name another")
         if self.max_file_bytes is not None and self.max_file_bytes < 0:

@@ -29,6 +29,7 @@ from outbox.destinations import (
 from outbox.errors import ConfigurationError
 from outbox.model import Reason
 from outbox.policy import Policy
+from outbox.secret import env
 from outbox.verdict import NotSent
 from tests.pure.making import NOW, Crate, batch, carrying, event
 
@@ -329,3 +330,14 @@ def test_a_key_is_in_no_header_that_says_something_else(name: str) -> None:
 def test_a_token_is_in_no_header_that_is_set_anyhow() -> None:
     with pytest.raises(ConfigurationError, match="token: the header content-type is set by outbox; name another"):
         Form(name="f", url="https://f.example", token=StaticToken("hunter2hunter2", header="Content-Type"))
+
+
+@pytest.mark.parametrize("token", ["hunter2hunter2", env("ARCHIVE_TOKEN")])
+def test_a_secret_is_not_yet_a_token(token: Any) -> None:
+    """It would be found out with the first request, and with each after that."""
+    with pytest.raises(
+        ConfigurationError, match=r"expected token to be as in token=StaticToken\(env\(...\)\), got a (Secret|str)$"
+    ) as raised:
+        Form(name="f", url="https://f.example", token=token)
+
+    assert "hunter2" not in str(raised.value)
