@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -93,6 +94,9 @@ class Spooling:
         finally:
             if ours:
                 source.close()
+        if not copied.size and not ours and _was_read(source):
+            self._spool.delete(copied.name)
+            raise Refused([Fault(offered.where, "is a stream at its end, and nothing is left to read; seek(0) first")])
         self._room.added(copied.size)
         return SpooledFile(copied.name, copied.size, copied.sha256, copied.md5, offered.filename)
 
@@ -120,3 +124,11 @@ class Spooling:
             self.drop(fresh)
             raise
         return attachments, fresh
+
+
+def _was_read(stream: Any) -> bool:
+    """Whether somebody has written or read all of it before, and has left it there: its bytes would be lost without a word."""
+    try:
+        return bool(stream.tell() > 0)
+    except (AttributeError, OSError, ValueError, TypeError):  # it cannot tell
+        return False

@@ -131,3 +131,22 @@ def test_the_callers_struct_stays_as_it_is(place: Place, outbox: Outbox) -> None
         outbox.enqueue(connection, "enos", given)
 
     assert struct(file) == given
+
+
+def test_a_stream_that_was_read_or_written_and_left_at_its_end_is_not_taken_for_an_empty_file(
+    place: Place, outbox: Outbox
+) -> None:
+    """As an upload is that somebody has looked at, or a temporary file that was just written."""
+    stream = io.BytesIO()
+    stream.write(b"a picture")
+    with place.engine.begin() as connection:
+        with pytest.raises(Refused) as refused:
+            outbox.enqueue(connection, "enos", struct(File(stream)))
+        outbox.enqueue(connection, "enos", struct(File(io.BytesIO(b""))), key="empty")
+        stream.seek(0)
+        outbox.enqueue(connection, "enos", struct(File(stream)), key="whole")
+
+    told = "events.crack.photo: is a stream at its end, and nothing is left to read; seek(0) first"
+    assert [told] == [str(each) for each in refused.value.faults]
+    assert {"empty", "whole"} == set(states(place.database))
+    assert 2 == len(place.spooled())
