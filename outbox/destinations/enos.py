@@ -118,6 +118,10 @@ class EnosEvents(Destination):
             raise ConfigurationError(
                 f"destination {self.name}: expected org_id to be the organisation's id, got {self.org_id!r}"
             )
+        token: object = self.token
+        if token is not None and not callable(getattr(token, "headers", None)):
+            wanted = "expected token to be as in token=Token(url, env(...), env(...))"
+            raise ConfigurationError(f"destination {self.name}: {wanted}, got a {type(token).__name__}")
         if self.max_message_bytes <= _ENVELOPE or self.max_file_bytes < 0:
             raise ConfigurationError(
                 f"destination {self.name}: max_message_bytes or max_file_bytes is too small to send anything"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from outbox.destinations import EnosAttributes, EnosEvents, EnosMeasurePoints
 from outbox.errors import ConfigurationError
 from outbox.model import Draft
+from outbox.secret import env
 from tests.pure.making import TIME, Crate, batch, carrying, event, message
 
 ENOS = EnosEvents(name="enos", url="https://integration.example/", org_id="o 1&x=y/ß")
@@ -181,3 +182,8 @@ def test_most_messages_need_no_second_look(kind: type[EnosEvents]) -> None:
     destination = kind(name="enos", url="https://a.example", org_id="o")
 
     assert destination._is_usual({"assetId": "a", "time": TIME, kind.action.member: {"crack": {"severity": 3}}})
+
+
+def test_a_secret_is_not_yet_a_token() -> None:
+    with pytest.raises(ConfigurationError, match=r"expected token to be as in token=Token\(url, env.*, got a Secret$"):
+        EnosEvents(name="enos", url="https://enos.example", org_id="o1", token=env("ENOS_TOKEN"))  # type: ignore[arg-type]
