@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sqlalchemy import Column, MetaData, String, Table, create_engine, select
 
-from outbox import File, Outbox, Worker, from_settings, migrate, prepare
+from outbox import File, Outbox, Refused, Worker, from_settings, migrate, prepare
 
 tables = MetaData()
 pictures = Table("picture", tables, Column("name", String(255), primary_key=True))
@@ -27,20 +27,19 @@ def take(outbox: Outbox, engine, folder: Path) -> int:
     """Commit every new picture, each with the event that is owed for it; returns how many."""
     with engine.connect() as connection:
         known = set(connection.execute(select(pictures.c.name)).scalars())
-    new = [path for path in sorted(folder.glob("*.jpg")) if path.name not in known]
+    new = [path for path in sorted(folder.glob("*.jpg")) if path.name not in known and path.is_file()]
     for path in new:
         with engine.begin() as connection:  # one transaction: our own row, and the message
             connection.execute(pictures.insert().values(name=path.name))
-            outbox.enqueue(
-                connection,
-                "enos",
-                {
-                    "assetId": folder.name,
-                    "time": int(path.stat().st_mtime * 1000),
-                    "events": {"picture": {"image": File(path, content_type="image/jpeg")}},
-                },
-                key=path.name,
-            )
+            event = {
+                "assetId": folder.name,
+                "time": int(path.stat().st_mtime * 1000),
+                "events": {"picture": {"image": File(path, content_type="image/jpeg")}},
+            }
+            try:
+                outbox.enqueue(connection, "enos", event, key=path.name)
+            except Refused as refused:  # one that is too large, say, must not keep the others from being taken
+                print(f"{path.name} is left out: {refused}", file=sys.stderr, flush=True)
     return len(new)
 
 

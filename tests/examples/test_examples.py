@@ -127,6 +127,21 @@ def test_the_gateway_takes_each_picture_once_however_it_ends(receiver: Receiver,
     assert {"turbine-7"} == {each.struct["assetId"] for each in receiver.accepted}
 
 
+def test_a_picture_that_is_refused_keeps_the_gateway_from_no_other(
+    receiver: Receiver, start: Start, run: Run, camera: Path
+) -> None:
+    local = local_settings(receiver)
+    run("-m", "outbox", "init", **local)
+    (camera / "0-None.jpg").write_bytes(PHOTO)
+    (camera / "0-gone.jpg").symlink_to(camera / "nowhere.jpg")
+
+    program = start(str(EXAMPLES / "gateway.py"), str(camera), **local)
+    program.until(lambda: len(receiver.accepted) == 1)
+
+    assert 0 == program.stop(), program.said
+    assert "0-None.jpg is left out: key: " in program.said
+
+
 def test_the_containers_of_the_manifest_deliver_what_the_program_commits(
     receiver: Receiver, environment: dict[str, str], tmp_path: Path, camera: Path
 ) -> None:
