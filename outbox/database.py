@@ -698,11 +698,15 @@ _NOTIFY = text("SELECT pg_notify(:channel, :name)").bindparams(channel=nudging.C
 
 
 def begin_to_write(connection: Connection) -> None:
-    """SQLite: let a caller's transaction begin, if it has not, since the driver begins none for a change of the schema."""
+    """SQLite: let a caller's transaction begin, if it has not, since the driver begins none for a change of the schema.
+
+    Raises ConfigurationError on a connection that commits each statement by itself.
+    """
     if connection.dialect.name == "sqlite":
         driver: Any = connection.connection.driver_connection
         if not driver.in_transaction:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+    _require_transaction(connection, "a migration that fails would stay half done")
 
 
 def lock_for_migration(connection: Connection) -> None:
@@ -749,7 +753,7 @@ def not_held_together(connection: Connection) -> str | None:
     )
 
 
-def _require_transaction(connection: Connection) -> None:
+def _require_transaction(connection: Connection, otherwise: str = "a message would be there before its files") -> None:
     """Raises ConfigurationError on a connection that commits each statement by itself, where nothing belongs together."""
     pooled = connection.connection
     driver, adapted = pooled.driver_connection, pooled.dbapi_connection
@@ -758,9 +762,7 @@ def _require_transaction(connection: Connection) -> None:
     # Of those that are awaited, asyncpg does not know it itself: what SQLAlchemy puts around it does.
     by_itself = driver if adapted is driver or hasattr(driver, "autocommit") else adapted
     if getattr(by_itself, "autocommit", False) is True or (left_alone and connection.dialect.name == "sqlite"):
-        raise ConfigurationError(
-            "this connection is in autocommit mode: a message would be there before its files; use one with transactions"
-        )
+        raise ConfigurationError(f"this connection is in autocommit mode: {otherwise}; use one with transactions")
 
 
 def pages_of(connection: Connection) -> Pages | None:

@@ -146,7 +146,8 @@ def up(connection: Connection, to: str = "head") -> None:
 
     It is part of the host's transaction, and the host's `op` goes on afterwards. A database that has it is left as it is, so
     that one migration of the host's for each upgrade of ours is all there is to write. Raises SchemaError for a revision that
-    is none, and for a database that is newer than this code, or has ours in the host's own history.
+    is none, and for a database that is newer than this code, or has ours in the host's own history; ConfigurationError where
+    each statement is committed by itself.
     """
     from outbox.stepping import Stepping
 

@@ -17,6 +17,7 @@ from outbox.checkup.database_looks import DatabaseLooks
 from outbox.checkup.findings import Level
 from outbox.checkup.verify import Verification
 from outbox.database import Database
+from outbox.errors import ConfigurationError
 from outbox.worker import Worker
 from tests import warm
 from tests.factories import an_outbox, enos
@@ -410,3 +411,14 @@ def test_in_a_transaction_that_is_rolled_back_nothing_was_migrated(database: Dat
     )
 
     assert (migrate.newest(), migrate.Standing()) == (run.stdout.strip(), standing(database)), run.stderr
+
+
+@pytest.mark.postgres
+def test_on_a_connection_without_transactions_nothing_is_begun(postgres_url: str) -> None:
+    """A step of ours that failed there would stay half done, and never go on."""
+    engine = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        with pytest.raises(ConfigurationError, match="autocommit mode: a migration that fails would stay half done"):
+            migrate.up(connection)
+
+        assert [] == sa.inspect(connection).get_table_names()
