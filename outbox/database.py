@@ -225,7 +225,9 @@ def _prepared(engine: Engine, *, reads: bool = False) -> Engine:
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000}")
             if not (reads and _is_empty(Path(engine.url.database or ""))):
-                cursor.execute("PRAGMA journal_mode = WAL")
+                # Whoever only reads does without, where a caller of ours has begun to write to one that has another mode.
+                with contextlib.suppress(sqlite3.OperationalError) if reads else contextlib.nullcontext():
+                    cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute("PRAGMA synchronous = FULL")
             cursor.execute("PRAGMA foreign_keys = ON")
             cursor.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")

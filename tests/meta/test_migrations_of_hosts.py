@@ -20,7 +20,7 @@ from outbox.database import Database
 from outbox.errors import ConfigurationError
 from outbox.worker import Worker
 from tests import warm
-from tests.factories import an_outbox, enos
+from tests.factories import an_outbox, enos, event
 from tests.meta.test_migrations import differences, metadata, schema
 
 ROOT = Path(__file__).parents[2]
@@ -422,3 +422,20 @@ def test_on_a_connection_without_transactions_nothing_is_begun(postgres_url: str
             migrate.up(connection)
 
         assert [] == sa.inspect(connection).get_table_names()
+
+
+def test_a_producer_may_be_the_first_to_use_what_a_host_has_migrated(sqlite_url: str, tmp_path: Path) -> None:
+    """Its transaction has written before, in the mode of SQLite's own, when the outbox has a look at the database."""
+    engine = sa.create_engine(sqlite_url)
+    with engine.begin() as connection:
+        migrate.up(connection)
+        connection.exec_driver_sql("CREATE TABLE orders (id INTEGER)")
+    outbox = an_outbox(sqlite_url, tmp_path / "spool", quota=1_000_000)
+
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO orders VALUES (1)")
+        made = outbox.enqueue(connection, "enos", event("a", "photo"), files={"photo": b"bytes"})
+
+    assert made.new
+    outbox.close()
+    engine.dispose()
