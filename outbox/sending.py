@@ -64,8 +64,9 @@ class Sender:
             # A bug, or a message that brings it out: halved like a refused batch, so that it is found without the others.
             if len(batch.messages) > 1:
                 return Reject(facts)
-            # One that came in another way than by our door, as plain SQL does, must not be charged to its destination.
-            wrong = _refused_at_door(destination, batch.messages[0])
+            # One that came in another way than by our door, as plain SQL does, must not be charged to its destination; what is
+            # configured wrong, such as a header, must not be charged to it.
+            wrong = None if isinstance(error, ConfigurationError) else _refused_at_door(destination, batch.messages[0])
             return Reject(Facts(text=cleaned(f"cannot be encoded: {wrong}"))) if wrong else Retry(facts)
         verdict = self._once(destination, batch, upload, held_back)
         if isinstance(verdict, Retry) and verdict.renew and destination.credentials is not None:

@@ -390,7 +390,7 @@ def test_a_producer_goes_on_when_the_schema_was_taken_back(place: Place, outbox:
     with place.database.begin() as connection:
         config = migrate._config()
         config.attributes["connection"] = connection
-        command.downgrade(config, "outbox_0003")
+        command.downgrade(config, "outbox_0003")  # which knows of no mark
 
     place.enqueue(place.outbox(), "a", PHOTO)
     with pytest.raises(ConfigurationError, match=NO_MARK):
