@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,10 @@ _MISSING = object()
 
 
 class _Source(NamedTuple):
-    """Where a part comes from: a path in the payload, or an attachment's name; written with a `?` if it may be missing."""
+    """Where a part comes from: a path in the payload, or an attachment's name; written with a `?` if it may be missing.
+
+    A name of attachments that ends in `*` is that of all that begin so.
+    """
 
     place: str
     optional: bool
@@ -26,6 +29,11 @@ class _Source(NamedTuple):
     @classmethod
     def of(cls, written: str) -> _Source:
         return cls(written.removesuffix("?"), written.endswith("?"))
+
+    @property
+    def beginning(self) -> str | None:
+        """How the names of its attachments begin, if there may be several."""
+        return self.place[:-1] if self.place.endswith("*") else None
 
     def found(self, document: Any) -> Any:
         """What stands there in a payload, or _MISSING. Where it may be missing, a null is as good as nothing."""
@@ -55,7 +63,11 @@ class Form(ByStatus):
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = f"destination {self.name}"
-        for what, mapping in (("fields", self.fields or {}), ("files", self.files or {})):
+        given: tuple[tuple[str, Any], ...] = (("fields", self.fields or {}), ("files", self.files or {}))
+        for what, mapping in given:
+            if not isinstance(mapping, Mapping) or not all(isinstance(each, str) for pair in mapping.items() for each in pair):
+                like = {"fields": "{'device': 'assetId'}", "files": "{'picture': 'photo'}"}[what]
+                raise ConfigurationError(f"{owner}: expected {what} to be names and texts as in {like}, got {mapping!r}")
             for name, place in mapping.items():
                 if words := unfit_name(name):
                     raise ConfigurationError(f"{owner}: {what}: the name {name!r} {words}")
@@ -76,14 +88,14 @@ class Form(ByStatus):
     def check(self, draft: Draft) -> list[Fault]:
         faults = self._faults_of_fields(draft.payload)
         names = [name for name, _ in self._found(draft.payload)]
-        sources = self._sources_of_files(draft.files)
+        sources, taken = self._sources_of_files(draft.files), self._taken(draft.files)
         faults += [
             Fault(f"files.{source.place}", f"is missing; {self.name} sends it as {name!r}; give it in files=")
             for name, source in sources.items()
-            if source.place not in draft.files and not source.optional
+            if not source.optional and name not in {field for field, _ in taken}
         ]
-        sent = {source.place for source in sources.values()}
-        known = ", ".join(sorted(sent)) or "none"
+        sent = {attached for _, attached in taken}
+        known = ", ".join(sorted({source.place for source in sources.values()})) or "none"
         faults += [
             Fault(f"files.{name}", f"is not sent to {self.name}, whose files= takes: {known}")
             for name in draft.files
@@ -120,10 +132,9 @@ class Form(ByStatus):
         found = self._found(json.loads(message.text))
         parts: list[Part] = [FieldPart(name, _as_text(value).encode()) for name, value in found]
         attached = {each.name: each for each in message.attachments}
-        for name, source in self._sources_of_files(attached).items():
-            each = attached.get(source.place)
-            if each is not None:
-                parts.append(FilePart(name, each.filename, each.file, each.content_type))
+        for name, place in self._taken(attached):
+            each = attached[place]
+            parts.append(FilePart(name, each.filename, each.file, each.content_type))
         if not parts:  # it did not come by our door, or that was another one then
             raise Refused([Fault("payload", f"makes a form for {self.name} without a single field or file")])
         key = {self.key_header: in_a_header(message.key)} if self.key_header else {}
@@ -136,11 +147,25 @@ class Form(ByStatus):
         found = [(name, _Source.of(written).found(document)) for name, written in self.fields.items()]
         return [(name, value) for name, value in found if value is not _MISSING]
 
-    def _sources_of_files(self, given: Mapping[str, object]) -> dict[str, _Source]:
+    def _sources_of_files(self, given: Collection[str]) -> dict[str, _Source]:
         """By the names that files go under, the attachments that they are."""
         if self.files is None:
             return {name: _Source(name, optional=False) for name in given}
         return {name: _Source.of(written) for name, written in self.files.items()}
+
+    def _taken(self, given: Collection[str]) -> list[tuple[str, str]]:
+        """Which attachment goes under which name, in order. One that is named is not taken as one of several, too."""
+        sources = self._sources_of_files(given)
+        named = {source.place for source in sources.values()}
+        taken: list[tuple[str, str]] = []
+        for name, source in sources.items():
+            if (beginning := source.beginning) is None:
+                mine = [source.place] if source.place in given else []
+            else:
+                mine = [each for each in given if each.startswith(beginning) and each not in named]
+            named.update(mine)
+            taken += [(name, each) for each in mine]
+        return taken
 
 
 def _as_text(value: Any) -> str:

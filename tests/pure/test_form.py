@@ -98,6 +98,27 @@ def test_a_file_goes_under_its_own_name_or_the_one_that_is_said() -> None:
     assert {"picture": ("img ü.jpg", "image/jpeg")} == files(form(files={"picture": "photo", "log": "log?"}), event(), photo)
 
 
+def test_several_files_go_under_one_name() -> None:
+    crate = Crate()
+    attached = [crate.attach(name, f"{name}.bin", b"x") for name in ("photo-1", "log", "photo-2", "photo-first")]
+    archive = form(fields={}, files={"first": "photo-first", "photos": "photo*", "others": "video*?", "log": "log"})
+
+    upload = archive.encode(batch(carrying(1, {}, *attached)))
+
+    sent = [(part.name, part.filename) for part in upload.parts if isinstance(part, FilePart)]
+    assert [("first", "photo-first.bin"), ("photos", "photo-1.bin"), ("photos", "photo-2.bin"), ("log", "log.bin")] == sent
+
+
+def test_of_several_files_one_must_be_there_and_others_are_not_taken() -> None:
+    archive = form(fields={}, files={"photos": "photo*"})
+
+    assert [] == faults(archive, {}, "photo-1", "photo")
+    assert [
+        "files.photo*: is missing; archive sends it as 'photos'; give it in files=",
+        "files.log: is not sent to archive, whose files= takes: photo*",
+    ] == faults(archive, {}, "log")
+
+
 def test_the_key_goes_along_as_one_header_that_can_be_read_back() -> None:
     message = carrying(1, event())._replace(key="prüf 100%.1")
 
@@ -212,6 +233,8 @@ def test_whatever_the_door_lets_in_makes_a_form_of_the_weight_it_had(
         ({"fields": {"": "a"}}, "destination archive: fields: the name '' is empty; what is in a form needs a name"),
         ({"fields": {"a": "x..y"}}, "fields.a: expected a path in the payload such as meta.note?, got 'x..y'"),
         ({"files": {"a": "?"}}, "files.a: expected the name of an attachment, got '?'"),
+        ({"fields": ["a"]}, "expected fields to be names and texts as in {'device': 'assetId'}, got ['a']"),
+        ({"files": {"a": ["b"]}}, "expected files to be names and texts as in {'picture': 'photo'}, got {'a': ['b']}"),
         ({"fields": {"a": "x"}, "files": {"a": "photo"}}, "a: a field and a file cannot have the same name"),
         ({"headers": {"X-Site": "nörd"}}, "the header 'X-Site' holds what is not printable ASCII"),
         ({"headers": {"authorization": "Bearer x"}}, "say token=StaticToken(env(...)) instead"),
