@@ -139,8 +139,27 @@ async def test_who_is_cancelled_in_the_midst_of_many_hears_of_that_and_nothing_i
 
 
 @pytest.mark.postgres
+async def test_a_producer_may_use_asyncpg(postgres_place: Place) -> None:
+    outbox = postgres_place.outbox()
+    engine = prepare(create_async_engine(awaited(postgres_place.url).set(drivername="postgresql+asyncpg")))
+
+    async def produce(*keys: str) -> list[bool]:
+        async with AsyncSession(engine) as session, session.begin():
+            entries = [Entry(event(key, "photo"), PHOTO, key=key, ordering_key="pump") for key in keys]
+            return [each.new for each in await outbox.aenqueue_many(session, "enos", entries)]
+
+    assert [[True], [False, True, True]] == [await produce("a"), await produce("a", "b", "c")]
+    async with AsyncSession(engine) as session:
+        await outbox.aenqueue(session, "enos", event("x"), key="x")
+        await session.rollback()
+    await engine.dispose()
+
+    postgres_place.hand(outbox).turn_while_it_moves()
+    assert ["a", "b", "c"] == [each.struct["assetId"] for each in postgres_place.receiver.accepted]
+
+
+@pytest.mark.postgres
 async def test_a_connection_of_asyncpg_without_transactions_is_refused(postgres_place: Place) -> None:
-    pytest.importorskip("asyncpg")
     outbox = postgres_place.outbox()
     url = awaited(postgres_place.url).set(drivername="postgresql+asyncpg")
     engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
