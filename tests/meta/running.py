@@ -36,7 +36,7 @@ _BEGIN = "set -emu\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n"
 
 def run(page: Path, folder: Path) -> None:
     """Run a page in an empty folder. Raises AssertionError, with all that was said, for what fails."""
-    port = _free_port()
+    port = free_port()
     text = page.read_text("utf-8").replace(_PORT, str(port))
     blocks = [(each["language"], each["title"], each["code"]) for each in _BLOCK.finditer(text)]
     program = folder / ".page"
@@ -47,7 +47,13 @@ def run(page: Path, folder: Path) -> None:
         program.write_text("\n".join(code for language, title, code in blocks if language == "python" and not title), "utf-8")
         command = [sys.executable, "-W", "error", str(program)]
     done = subprocess.run(
-        command, cwd=folder, env=_environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180
+        command,
+        cwd=folder,
+        env=environment_of(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=180,
     )
     assert 0 == done.returncode, done.stdout
 
@@ -62,7 +68,7 @@ def _in_a_terminal(blocks: list[tuple[str, str | None, str]], port: int) -> Iter
             yield re.sub(r"&$", "&\n" + _WAIT.replace("PORT", str(port)), code, flags=re.MULTILINE)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment_of(folder: Path) -> dict[str, str]:
     """A reader's: `python` and `outbox` are there, and nothing is set."""
     tools = folder / ".tools"
     tools.mkdir()
@@ -73,7 +79,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return clean | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
     return port
