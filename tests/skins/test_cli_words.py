@@ -285,11 +285,21 @@ def test_each_worker_that_was_asked_to_stop_is_told_in_a_sentence(here: Here, mo
         ({"waiting": 3}, 1, "nothing left, 3 waiting for their time, 1 of them put off after a failed try"),
         ({"due": 2, "paused_keys": 1}, 0, "2 left behind ordering keys that are paused"),
         ({"due": 2, "paused_keys": 1, "blocked_keys": 1}, 0, "2 left behind ordering keys that are paused or blocked"),
-        ({"due": 1200, "stop": "pause", "blocked_keys": 1}, 0, "1,200 left"),
+        (
+            {"due": 1200, "stop": "pause", "blocked_keys": 1},
+            0,
+            "1,200 left: it is paused (outbox explain enos); to try it at once: outbox resume enos",
+        ),
+        (
+            {"due": 1, "open_until": NOW},
+            0,
+            "1 left: it is left alone for a while, since it failed (outbox explain enos); "
+            "to try it at once: outbox resume enos",
+        ),
     ],
 )
 def test_a_drain_says_what_is_left_and_what_waits(counts: dict[str, object], put_off: int, words: str) -> None:
-    assert words == work._left(looking.nothing() | counts, put_off)
+    assert words == work._left(looking.nothing() | counts, put_off, "enos")
 
 
 def test_a_destination_that_nobody_declared_is_not_taken_for_a_message(here: Here) -> None:

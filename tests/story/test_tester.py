@@ -589,6 +589,7 @@ def test_a_transaction_that_is_still_open_when_a_test_ends_is_not_waited_for(pos
         tester.close()
 
         theirs.rollback()
+        theirs.invalidate()  # its pool is gone
     outbox.close()
 
 
