@@ -293,8 +293,10 @@ def test_each_worker_that_was_asked_to_stop_is_told_in_a_sentence(here: Here, mo
         (
             {"due": 1, "open_until": NOW},
             0,
-            "1 left: it is left alone for a while, since it failed (outbox explain enos); "
-            "to try it at once: outbox resume enos",
+            (
+                "1 left: it is left alone for a while, since it failed (outbox explain enos); "
+                "to try it at once: outbox resume enos"
+            ),
         ),
     ],
 )
