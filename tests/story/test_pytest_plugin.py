@@ -50,9 +50,11 @@ def test_an_engine_that_stays_behind_is_noticed(outbox_tester):
     from outbox import ConfigurationError
     from sqlalchemy import create_engine
     Path("shop.db").touch()
-    with create_engine("sqlite:///shop.db").begin() as connection:
+    engine = create_engine("sqlite:///shop.db")
+    with engine.begin() as connection:
         with pytest.raises(ConfigurationError, match="shop.db, and the outbox on"):
             shop_of_one.inspect(connection, "turbine-8")
+    engine.dispose()
 """
 
 SHOP_OF_ONE = """
