@@ -9,11 +9,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import URL, Engine
 
-from outbox import borrowed
 from outbox.ambient import Ambient
 from outbox.care import Care
 from outbox.database import Database
@@ -21,7 +20,6 @@ from outbox.destinations.base import Destination
 from outbox.errors import ConfigurationError, OutOfRoom
 from outbox.hooks import Hookable, Hooks
 from outbox.marks import Marking
-from outbox.model import Enqueued
 from outbox.operations import Operations
 from outbox.policy import HANDFUL, RESERVE, SWEEP_GRACE, Retention
 from outbox.producing import Producing
@@ -36,8 +34,6 @@ from outbox.why import Explaining
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-    from outbox.borrowed import Options
 
 log = logging.getLogger("outbox.app")
 
@@ -176,18 +172,3 @@ class Outbox(Operations, Producing, Explaining, Views, Hookable):
     def close(self) -> None:
         """Close our own connections; the caller's are the caller's."""
         self.database.close()
-
-    def enqueue_dbapi(self, cursor: Any, destination: str, payload: Any, **options: Unpack[Options]) -> Enqueued:
-        """`enqueue` without SQLAlchemy: in the transaction of a DB-API cursor or connection, of sqlite3 or psycopg 3.
-
-        Django's will do, inside `transaction.atomic()`: `outbox.enqueue_dbapi(connection.cursor(), ...)`. Options and errors
-        are those of `enqueue`. Raises ConfigurationError where there is no transaction, and TypeError for another driver. A
-        connection to a SQLite database that ran full, and has rolled its transaction back for that, is closed.
-        """
-        with borrowed.lent(cursor) as connection:
-            return self.enqueue(connection, destination, payload, **options)
-
-    def enqueue_many_dbapi(self, cursor: Any, destination: str, messages: Iterable[Any]) -> list[Enqueued]:
-        """`enqueue_many` for a DB-API cursor or connection, as `enqueue_dbapi`."""
-        with borrowed.lent(cursor) as connection:
-            return self.enqueue_many(connection, destination, messages)

@@ -10,12 +10,12 @@ import threading
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Unpack
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from outbox import entering, intake
+from outbox import borrowed, entering, intake
 from outbox.ambient import Ambient
 from outbox.callers import connection_of, require_async, require_sync
 from outbox.database import (
@@ -39,6 +39,7 @@ from outbox.timekeeping import Timekeeper, When
 from outbox.tracing import current_context
 
 if TYPE_CHECKING:
+    from outbox.borrowed import Options
     from outbox.callers import AsyncCaller, Caller
 
 T = TypeVar("T")
@@ -165,6 +166,21 @@ class Producing:
                 await checked.run_sync(self._withdraw, added)
             raise
         return [done[number] for number in range(len(done))]
+
+    def enqueue_dbapi(self, cursor: Any, destination: str, payload: Any, **options: Unpack[Options]) -> Enqueued:
+        """`enqueue` without SQLAlchemy: in the transaction of a DB-API cursor or connection, of sqlite3 or psycopg 3.
+
+        Django's will do, inside `transaction.atomic()`: `outbox.enqueue_dbapi(connection.cursor(), ...)`. Options and errors
+        are those of `enqueue`. Raises ConfigurationError where there is no transaction, and TypeError for another driver. A
+        connection to a SQLite database that ran full, and has rolled its transaction back for that, is closed.
+        """
+        with borrowed.lent(cursor) as connection:
+            return self.enqueue(connection, destination, payload, **options)
+
+    def enqueue_many_dbapi(self, cursor: Any, destination: str, messages: Iterable[Any]) -> list[Enqueued]:
+        """`enqueue_many` for a DB-API cursor or connection, as `enqueue_dbapi`."""
+        with borrowed.lent(cursor) as connection:
+            return self.enqueue_many(connection, destination, messages)
 
     def spool(self, source: FileSource) -> SpooledFile:
         """Copy a file into the spool ahead of a transaction, to keep that short, or for several messages to share.

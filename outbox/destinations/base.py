@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 from outbox.addresses import Reach, networks
 from outbox.destinations.table import Meaning, Verdicts
-from outbox.destinations.unfolding import Builder
 from outbox.errors import ConfigurationError, Fault, Refused
 from outbox.exchange import Answer, Transport, Upload
 from outbox.model import Batch, Draft, Reason
@@ -36,6 +35,18 @@ class Credentials(Protocol):
 
     def renew(self) -> None:
         """The destination did not accept them: get new ones next time."""
+
+
+class Builder:
+    """A payload that is built with names and types. It knows which destinations it is for, and its plain values."""
+
+    __slots__ = ()
+
+    made_for: ClassVar[str] = ""  #: the type of destination that takes it
+
+    def plain(self) -> dict[str, Any]:
+        """What is enqueued for it; files may stand in that."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

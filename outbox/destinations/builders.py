@@ -15,6 +15,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from outbox import payload
+from outbox.destinations.base import Builder
 from outbox.destinations.enos_struct import (
     ATTRIBUTE,
     DEVICE,
@@ -25,7 +26,7 @@ from outbox.destinations.enos_struct import (
     struct_faults,
     with_plain_time,
 )
-from outbox.destinations.unfolding import Builder, Unfolded, put_references, teller
+from outbox.destinations.unfolding import Unfolded, put_references, teller
 from outbox.errors import Fault
 
 

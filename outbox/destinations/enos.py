@@ -17,11 +17,10 @@ from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlencode
 
 from outbox import payload
-from outbox.destinations.base import Credentials, Destination, redirected, verdict_of
+from outbox.destinations.base import Builder, Credentials, Destination, redirected, verdict_of
 from outbox.destinations.enos_struct import ATTRIBUTE, EVENT, LOCAL, MEASURE_POINT, Action, struct_faults, with_plain_time
 from outbox.destinations.table import ABSENT, Meaning, Reading, Rule, Verdicts, check_table, first
 from outbox.destinations.token import Token
-from outbox.destinations.unfolding import Builder
 from outbox.errors import ConfigurationError, Fault
 from outbox.exchange import Answer, Upload
 from outbox.model import Attachment, Batch, Draft, Message

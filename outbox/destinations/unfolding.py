@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from outbox import payload as json_payload
 from outbox.errors import Fault, Refused
@@ -16,18 +16,6 @@ from outbox.model import NAME_LIMIT, File, SpooledFile
 
 if TYPE_CHECKING:
     from outbox.destinations.base import Destination
-
-
-class Builder:
-    """A payload that is built with names and types. It knows which destinations it is for, and its plain values."""
-
-    __slots__ = ()
-
-    made_for: ClassVar[str] = ""  #: the type of destination that takes it
-
-    def plain(self) -> dict[str, Any]:
-        """What is enqueued for it; files may stand in that."""
-        raise NotImplementedError
 
 
 @dataclass(slots=True)

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import Any
 
-from outbox import intake
 from outbox import payload as json_payload
-from outbox.ambient import uuid7
-from outbox.destinations import Answer, Attachment, Batch, Destination, Draft, Fault, Message
+from outbox.destinations import Answer, Destination, Draft, Fault
 from outbox.errors import ConfigurationError, Refused
-from outbox.model import Entry, FileSource, Lane, SpooledFile
+from outbox.model import FileSource
 from outbox.secret import SHORTEST, Secret
 from outbox.testing import encodings, judgements
+from outbox.testing.samples import NOW, Sample, sample_of
 
-#: When the batches that are made here begin.
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 #: What people enqueue by mistake, and what is no JSON at all.
 _ODD: tuple[Any, ...] = (
     None,
@@ -40,43 +33,6 @@ _ODD: tuple[Any, ...] = (
     {"a": b"bytes", "b": {1, 2}, "c": object},
 )
 _TELLING = ("secret", "password", "token", "api_key", "apikey", "credential")
-
-
-@dataclass
-class Sample:
-    """Messages that may be enqueued, made of what the caller gave, and their files' bytes by their names in the spool."""
-
-    destination: Destination
-    request: intake.Request
-    contents: dict[str, bytes] = field(default_factory=dict)
-
-    def message(self, number: int) -> Message:
-        """One of them. Keys may hold any letter, and so those here do."""
-        attached = tuple(self._attachment(each) for each in self.request.files)
-        size = sum(each.file.size for each in attached)
-        key = f"schlüssel {number}"
-        return Message(number, key, self.request.text, 1, 0, 0, None, self.request.size, size, len(attached), attached)
-
-    def batch(self, number: int) -> Batch:
-        """So many of them."""
-        messages = tuple(self.message(each) for each in range(1, number + 1))
-        return Batch(1, "f" * 32, self.destination.name, Lane.NORMAL, messages, NOW)
-
-    def open_file(self, name: str) -> BinaryIO:
-        """The bytes of a file, as a spool gives them."""
-        return io.BytesIO(self.contents[name])
-
-    def _attachment(self, offered: intake.Offered) -> Attachment:
-        name = uuid7()
-        if not isinstance(offered.source, SpooledFile):
-            with intake.open_source(offered) as source:
-                content = source.read()
-        else:
-            content = b"\0" * offered.source.size
-        self.contents[name] = content
-        sha256, md5 = hashlib.sha256(content).hexdigest(), hashlib.md5(content, usedforsecurity=False).hexdigest()
-        file = SpooledFile(name, len(content), sha256, md5, offered.filename)
-        return Attachment(offered.name, file, offered.filename, offered.content_type)
 
 
 def check_destination(
@@ -103,7 +59,7 @@ def check_destination(
     at_the_door = [*_door(destination)]
     found += at_the_door
     try:
-        sample = _sample(destination, payload, files)
+        sample = sample_of(destination, payload, files)
     except Exception as error:  # noqa: BLE001 (whatever a destination of somebody else's raises)
         words = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
         found.append(f"the payload and files given to check_destination cannot be enqueued: {words}")
@@ -113,18 +69,13 @@ def check_destination(
         found += encodings.faults(sample, secrets)
         if files:
             with contextlib.suppress(Refused):
-                found += encodings.faults(_sample(destination, payload, None), secrets, " without files")
+                found += encodings.faults(sample_of(destination, payload, None), secrets, " without files")
         if not at_the_door:
             found += _let_in(sample)
         found += judgements.faults(destination, sample.batch(1), NOW, success, html_is_success=html_is_success)
     if found := list(dict.fromkeys(found)):
         many = "1 thing is" if len(found) == 1 else f"{len(found)} things are"
         raise AssertionError("\n- ".join([f"{many} wrong with {type(destination).__name__} {destination.name!r}:", *found]))
-
-
-def _sample(destination: Destination, given: Any, files: Mapping[str, FileSource] | None) -> Sample:
-    """Raises Refused for what may not be enqueued."""
-    return Sample(destination, intake.examine(destination, Entry(given, files), [], NOW))
 
 
 def _door(destination: Destination) -> Iterator[str]:
@@ -175,7 +126,7 @@ def _let_in(sample: Sample) -> Iterator[str]:
         for attached in (files, None):
             doing = "weigh"
             try:
-                let_in = _sample(sample.destination, odd, attached)
+                let_in = sample_of(sample.destination, odd, attached)
                 doing = "encode"
                 sample.destination.encode(let_in.batch(1))
             except Refused:

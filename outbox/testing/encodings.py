@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from outbox import payload
@@ -14,9 +14,7 @@ from outbox.exchange import OURS, require_headers
 from outbox.multipart import Form, head
 from outbox.secret import SHORTEST
 from outbox.testing import purity
-
-if TYPE_CHECKING:
-    from outbox.testing.checking import Sample
+from outbox.testing.samples import Sample
 
 #: Of a batch of several, so many: two neighbours may be alike by chance.
 _SEVERAL = 3

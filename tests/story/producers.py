@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
     AsyncEngine,
     AsyncSession,
     async_scoped_session,
@@ -291,4 +290,4 @@ WAYS: dict[str, type[Way]] = {
     "aenqueue_many": ManyAwaited,
 }
 
-__all__ = ["HOST", "WAYS", "AsyncConnection", "RolledBack", "Step", "Way", "async_engine", "awaited", "driver_connection"]
+__all__ = ["HOST", "WAYS", "RolledBack", "Step", "Way", "async_engine", "awaited", "driver_connection"]
