@@ -36,6 +36,7 @@ from outbox.testing import (
     SlowRead,
     Status,
     Truncated,
+    refused_url,
 )
 from outbox.transport import ANSWER_LIMIT, Answer, RequestsTransport, Upload
 from outbox.verdict import Facts, fit_for_a_row
@@ -1034,3 +1035,10 @@ def open_descriptors() -> int:
     """How many files and sockets this process has open, as far as the system tells."""
     told = Path("/proc/self/fd")
     return len(list(told.iterdir())) if told.is_dir() else 0
+
+
+def test_an_address_that_cannot_be_reached_is_named() -> None:
+    url = refused_url()
+
+    with pytest.raises(NotSent, match=rf"Connection refused \({url.removeprefix('http://').rstrip('/')}\)"):
+        RequestsTransport().send(Upload(url, [FieldPart("a", b"b")]), io.BytesIO, 5, 5)  # type: ignore[arg-type]

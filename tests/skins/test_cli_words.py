@@ -304,6 +304,13 @@ def test_a_drain_says_what_is_left_and_what_waits(counts: dict[str, object], put
     assert words == work._left(looking.nothing() | counts, put_off, "enos")
 
 
+def test_an_option_of_all_commands_is_told_where_it_stands(here: Here) -> None:
+    behind, unknown = here.run("status", "--app", "shop:outbox"), here.run("status", "--apple", "shop:outbox")
+
+    assert (2, True) == (behind.code, "--app stands before the command: outbox --app TEXT status" in behind.err), behind.err
+    assert (2, True) == (unknown.code, "there is no option --apple" in unknown.err)
+
+
 def test_a_destination_that_nobody_declared_is_not_taken_for_a_message(here: Here) -> None:
     undeclared, unknown = here.run("show", "3", "--destination", "nope"), here.run("show", "3", "--destination", "enos")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from outbox import Form, Outbox, Secret, Webhook, migrate, settings
+from outbox import Form, Outbox, Secret, Webhook, from_settings, migrate, settings
 from outbox.errors import ConfigurationError
 from tests import warm
 from tests.commands import run_all
@@ -379,6 +379,18 @@ WRONG = {
     "destinations.h.secrets: expected a list, got text": f'{HOOK}secrets = "env:X"',
     "destinations.h.format: expected 'auto', 'json' or 'multipart', got 'xml'": f'{HOOK}format = "xml"',
 }
+
+
+def test_a_program_has_the_outbox_of_a_settings_file(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("OUTBOX_DATABASE", "sqlite:///its-own.db")
+    file = shell.write(FORM)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+    outbox = from_settings(file)
+
+    assert (file.parent / "its-own.db", ["f"]) == (outbox.database.path, list(outbox.destinations))
 
 
 def test_forms_and_webhooks_are_declared_in_settings(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

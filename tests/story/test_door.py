@@ -461,6 +461,12 @@ def test_files_without_names_are_refused_with_whatever_else_is_wrong(door: Door)
     assert [key, files] == door.faults(with_photo(), files=["a.jpg"], key=7)
 
 
+def test_a_destination_itself_is_told_to_give_its_name(door: Door) -> None:
+    (fault,) = door.faults(destination=door.outbox.destinations["enos"])
+
+    assert ("", "expected the name of a destination, 'enos', got the destination; declared: enos, traits") == fault
+
+
 # Spooled ahead.
 
 
